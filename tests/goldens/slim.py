@@ -1,0 +1,80 @@
+"""How the files of this folder were made from the full recordings: only the optimizers' bulk was dropped.
+
+`python tests/goldens/slim.py RECORDINGS` rewrites the files here from a folder with the full recordings of
+the original code. Needed only if a recording is added or made again; no test runs it.
+
+* A checkpoint of plain data and `argparse.Namespace` is read and saved again without Adam's moments of
+  tensors of more than 64 elements; the container, the parameter groups, their order and the small states stay.
+* The `mixed` checkpoint carries classes of a library that is not a dependency here, so it is copied as it is.
+* `full_size_shapes.json` keeps key -> shape of the three published or stated StyleNAT shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+LARGEST = 64
+SLIMMED = ("stylenat_legacy_ffhq_style_64.pt", "stylenat_hydra_church_style_64.pt")
+COPIED = (
+    "stylenat_mixed_first_public_32.pt",
+    "stylenat_legacy_ffhq_style_64.io.safetensors",
+    "stylenat_hydra_church_style_64.io.safetensors",
+    "stylenat_mixed_first_public_32.io.safetensors",
+    "na2d_rpb_ops.safetensors",
+    "na2d_rpb_ops.json",
+)
+SHAPES = {
+    "ffhq-256": "stylenat_ffhq256_legacy_cm2",
+    "ffhq-1024": "stylenat_ffhq1024_legacy_cm2",
+    "church-256": "stylenat_church256_hydra_pyramid_minheads8_cm2",
+}
+
+
+def slim_optimizer(optimizer: dict) -> None:
+    """Drop, in place, the states of tensors of more than `LARGEST` elements."""
+    for index, state in list(optimizer["state"].items()):
+        if any(torch.is_tensor(value) and value.numel() > LARGEST for value in state.values()):
+            del optimizer["state"][index]
+
+
+def slim_checkpoint(source: Path, target: Path) -> None:
+    """Copy a checkpoint without the bulk of its optimizer states."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+    for holder in (checkpoint, checkpoint.get("optim_dicts", {})):
+        for key in ("g_optim", "d_optim"):
+            if key in holder:
+                slim_optimizer(holder[key])
+    torch.save(checkpoint, target)
+
+
+def slim_shapes(source: Path, target: Path) -> None:
+    """Keep key -> shape of the generators named in `SHAPES`."""
+    full = json.loads(source.read_text(encoding="utf-8"))
+    shapes = {
+        preset: {
+            "parameters": full[name]["params"],
+            "tensors": {key: shape for key, (shape, *_) in full[name]["tensors"].items()},
+        }
+        for preset, name in SHAPES.items()
+    }
+    target.write_text(json.dumps(shapes, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+def main(recordings: Path) -> None:
+    for name in SLIMMED:
+        slim_checkpoint(recordings / name, HERE / name)
+    for name in COPIED:
+        shutil.copyfile(recordings / name, HERE / name)
+    slim_shapes(recordings / "full_size_shapes.json", HERE / "full_size_shapes.json")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
