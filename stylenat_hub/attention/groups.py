@@ -1,0 +1,127 @@
+"""Head groups: the runs of heads that share one kernel size and one dilation (the partitions of Hydra
+attention).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from stylenat_hub.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class HeadGroup:
+    """Heads `start` to `stop` (exclusive) with their kernel size, dilation and bias table [n, 2k-1, 2k-1] or
+    None.
+    """
+
+    start: int
+    stop: int
+    kernel_size: int
+    dilation: int
+    table: torch.Tensor | None
+
+    @property
+    def heads(self) -> slice:
+        return slice(self.start, self.stop)
+
+    @property
+    def num_heads(self) -> int:
+        return self.stop - self.start
+
+
+def head_groups(
+    num_heads: int,
+    kernel_size: int | Sequence[int],
+    dilation: int | Sequence[int],
+    rpb: torch.Tensor | Sequence[torch.Tensor] | None,
+) -> list[HeadGroup]:
+    """Cut the heads into groups; see `neighborhood_attention` for the meaning and the shapes of the
+    arguments.
+    """
+    kernels = _per_head("kernel_size", kernel_size, num_heads)
+    dilations = _per_head("dilation", dilation, num_heads)
+    for kernel in kernels:
+        if kernel < 3 or kernel % 2 == 0:
+            raise InputError(f"kernel_size is {kernel}; allowed: odd numbers from 3")
+    for value in dilations:
+        if value < 1:
+            raise InputError(f"dilation is {value}; allowed: whole numbers from 1")
+    if rpb is None or isinstance(rpb, torch.Tensor):
+        tables = None
+        cuts = [
+            h for h in range(1, num_heads) if (kernels[h], dilations[h]) != (kernels[h - 1], dilations[h - 1])
+        ]
+    else:
+        tables = list(rpb)
+        cuts = _table_cuts(tables, num_heads)
+    starts, stops = [0, *cuts], [*cuts, num_heads]
+    groups = []
+    for number, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        kernel, step = kernels[start], dilations[start]
+        if (kernels[start:stop], dilations[start:stop]) != (
+            (kernel,) * (stop - start),
+            (step,) * (stop - start),
+        ):
+            raise InputError(
+                f"rpb table {number} serves heads {start} to {stop - 1}, which have several kernel sizes or "
+                "dilations; give one table for each run of equal heads"
+            )
+        table = (
+            tables[number]
+            if tables is not None
+            else _slice_table(rpb, start, stop, kernel, max(kernels), num_heads)
+        )
+        groups.append(HeadGroup(start, stop, kernel, step, _checked_table(table, stop - start, kernel)))
+    return groups
+
+
+def _per_head(name: str, value: int | Sequence[int], num_heads: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * num_heads
+    if len(values) != num_heads:
+        raise InputError(
+            f"{name} has {len(values)} values; allowed: one number, or one per head ({num_heads})"
+        )
+    if not all(isinstance(v, int) for v in values):
+        raise InputError(f"{name} is {value!r}; allowed: whole numbers")
+    return values
+
+
+def _table_cuts(tables: list[torch.Tensor], num_heads: int) -> list[int]:
+    heads = [table.shape[0] for table in tables]
+    if sum(heads) != num_heads or 0 in heads:
+        raise InputError(
+            f"the rpb tables hold {heads} heads; together they must hold the {num_heads} heads of q"
+        )
+    return [sum(heads[: i + 1]) for i in range(len(heads) - 1)]
+
+
+def _slice_table(
+    rpb: torch.Tensor | None, start: int, stop: int, kernel: int, largest: int, num_heads: int
+) -> torch.Tensor | None:
+    """The group's part of one table for all heads; a smaller kernel reads the centre of the largest one's
+    table.
+    """
+    if rpb is None:
+        return None
+    side = 2 * largest - 1
+    if tuple(rpb.shape) != (num_heads, side, side):
+        raise InputError(
+            f"rpb has the shape {tuple(rpb.shape)}; {num_heads} heads with kernel size {largest} need "
+            f"{(num_heads, side, side)}"
+        )
+    rim = largest - kernel
+    return rpb[start:stop, rim : side - rim, rim : side - rim]
+
+
+def _checked_table(table: torch.Tensor | None, heads: int, kernel: int) -> torch.Tensor | None:
+    side = 2 * kernel - 1
+    if table is not None and tuple(table.shape) != (heads, side, side):
+        raise InputError(
+            f"an rpb table has the shape {tuple(table.shape)}; kernel size {kernel} needs "
+            f"{(heads, side, side)}"
+        )
+    return table

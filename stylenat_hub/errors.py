@@ -1,0 +1,32 @@
+"""Every error this package raises on purpose.
+
+Each message says what was got, what is allowed, and what to do next. The command line prints the message as
+one sentence and exits with 1; from Python they are ordinary exceptions, and each is also the built-in kind
+that a caller would expect to catch.
+"""
+
+
+class StyleNATHubError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class ConfigError(StyleNATHubError, ValueError):
+    """A hyper-parameter has a value that no model can be built from."""
+
+
+class WeightsError(StyleNATHubError, ValueError):
+    """Weights do not fit the model: a tensor is missing, unexpected, misshapen or not finite, or a file is
+    damaged.
+    """
+
+
+class UnknownModelError(StyleNATHubError, LookupError):
+    """A name is neither in the zoo nor a folder nor reachable on the Hub."""
+
+
+class UnsafeCheckpointError(StyleNATHubError, ValueError):
+    """A pickle carries something other than tensors and plain data. Nothing of it was executed."""
+
+
+class InputError(StyleNATHubError, ValueError):
+    """An argument (seeds, truncation, shapes, a path) is out of its range."""
