@@ -1,0 +1,169 @@
+"""Hyper-parameters of StyleNAT (arXiv 2211.05770) and its published shapes as data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from stylenat_hub.models.config import ModelConfig
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def partition_heads(num_heads: int, partitions: int) -> tuple[int, ...]:
+    """How many heads each partition gets: an even cut, the remainder one head each to the LAST partitions."""
+    share, extra = divmod(num_heads, partitions)
+    return (share,) * (partitions - extra) + (share + 1,) * extra
+
+
+def _shape(
+    widths: Sequence[int], min_heads: int, dilations: Sequence[Sequence[int]], **fields: Any
+) -> dict[str, Any]:
+    """A preset as the paper states it: kernel 3 at 4 px and 7 above, 32 channels a head but at least
+    `min_heads`.
+    """
+    return {
+        "resolution": 4 * 2 ** (len(widths) - 1),
+        "channels": tuple(widths),
+        "num_heads": tuple(max(width // 32, min_heads) for width in widths),
+        "kernel_sizes": tuple((3 if level == 0 else 7,) * len(d) for level, d in enumerate(dilations)),
+        "dilations": tuple(tuple(d) for d in dilations),
+        **fields,
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "ffhq-256": _shape(
+        (512, 512, 512, 512, 512, 256, 128), 4, ([1], [1, 1], [1, 2], [1, 4], [1, 8], [1, 16], [1, 32])
+    ),
+    "ffhq-1024": _shape(
+        (512, 512, 512, 512, 512, 256, 128, 64, 32),
+        4,
+        ([1], [1, 1], [1, 2], [1, 4], [1, 8], [1, 16], [1, 32], [1, 64], [1, 128]),
+    ),
+    "church-256": _shape(
+        (512, 512, 512, 512, 512, 256, 128),
+        8,
+        ([1], [1], [1, 2], [1, 2, 4], [1, 2, 4, 8], [1, 2, 4, 8, 16], [1, 2, 4, 8, 16, 32]),
+    ),
+    "tiny": _shape((32, 32, 32, 16), 4, ([1], [1], [1, 2], [1, 2, 4]), z_dim=32, w_dim=32, mapping_layers=4),
+}
+
+
+@dataclass(frozen=True)
+class StyleNATConfig(ModelConfig):
+    """Everything that fixes the shape and the arithmetic of a StyleNAT generator.
+
+    Fields with one entry per level run from the 4 px level to the output resolution.
+
+    resolution: side of the square output, a power of two from 8 px. channels, num_heads: per level.
+    kernel_sizes, dilations: per level, one value per Hydra partition; a partition is a run of heads (see
+    `partition_heads`). The 4 px level always attends to all 16 tokens, so it has one partition and its kernel
+    is a record only.
+    image_mean, image_std: normalisation of the training images, per RGB channel (images in [0, 1]).
+
+    Source: arXiv 2211.05770, section 3 and Tables 5 and 6. Raises `ConfigError` on construction.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+
+    resolution: int
+    channels: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    kernel_sizes: tuple[tuple[int, ...], ...]
+    dilations: tuple[tuple[int, ...], ...]
+    z_dim: int = 512
+    w_dim: int = 512
+    mapping_layers: int = 8
+    mapping_lr_mul: float = 0.01
+    mlp_ratio: float = 4
+    qkv_bias: bool = True
+    image_mean: tuple[float, ...] = IMAGENET_MEAN
+    image_std: tuple[float, ...] = IMAGENET_STD
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.channels)
+
+    def level_size(self, level: int) -> int:
+        """Side of the token grid of a level, in pixels."""
+        return 4 * 2**level
+
+    def validate(self) -> None:
+        size = self.resolution
+        self.require(
+            isinstance(size, int) and size >= 8 and size & (size - 1) == 0,
+            "resolution",
+            "a power of two, 8 or more",
+        )
+        levels = int(math.log2(size)) - 1
+        for field in ("channels", "num_heads", "kernel_sizes", "dilations"):
+            value = getattr(self, field)
+            self.require(
+                isinstance(value, tuple) and len(value) == levels,
+                field,
+                f"{levels} entries, one per level from 4 to {size} px",
+            )
+        for field in ("z_dim", "w_dim", "mapping_layers"):
+            self.require(_is_positive_int(getattr(self, field)), field, "a whole number, 1 or more")
+        for field in ("mapping_lr_mul", "mlp_ratio"):
+            value = getattr(self, field)
+            self.require(isinstance(value, (int, float)) and 0 < value < math.inf, field, "a number above 0")
+        for field in ("image_mean", "image_std"):
+            value = getattr(self, field)
+            self.require(
+                isinstance(value, tuple)
+                and len(value) == 3
+                and all(isinstance(v, (int, float)) for v in value),
+                field,
+                "three numbers, one per RGB channel",
+            )
+        self.require(all(0 < s < math.inf for s in self.image_std), "image_std", "three numbers above 0")
+        for level in range(levels):
+            self._validate_level(level)
+
+    def _validate_level(self, level: int) -> None:
+        size, at = self.level_size(level), f"at level {level} ({self.level_size(level)} px)"
+        width, heads = self.channels[level], self.num_heads[level]
+        kernels, dilations = self.kernel_sizes[level], self.dilations[level]
+        # Channels enter a level through the sine position code, which needs two sines and two cosines per
+        # axis.
+        fits = _is_positive_int(width) and (level == 0 or (width % 4 == 0 and width >= 8))
+        self.require(fits, "channels", f"a multiple of 4, 8 or more, {at}, not {width!r}")
+        fits = _is_positive_int(heads) and width % heads == 0
+        self.require(fits, "num_heads", f"a divisor of {width} channels {at}, not {heads!r}")
+        for field, values in (("kernel_sizes", kernels), ("dilations", dilations)):
+            whole = isinstance(values, tuple) and values and all(map(_is_positive_int, values))
+            self.require(
+                bool(whole), field, f"a list of whole numbers, one per partition, {at}, not {values!r}"
+            )
+        self.require(
+            len(kernels) == len(dilations),
+            "kernel_sizes",
+            f"as many entries as dilations ({len(dilations)}) {at}",
+        )
+        self.require(
+            len(dilations) <= heads,
+            "dilations",
+            f"at most {heads} partitions {at}, one head each, not {len(dilations)}",
+        )
+        if level == 0:
+            self.require(
+                dilations == (1,), "dilations", "(1,) at the 4 px level, which attends to all its tokens"
+            )
+        for kernel, dilation in zip(kernels, dilations, strict=True):
+            self.require(
+                kernel % 2 == 1 and kernel > 1, "kernel_sizes", f"odd numbers from 3 {at}, not {kernel}"
+            )
+            self.require(
+                kernel * dilation <= size,
+                "dilations",
+                f"kernel * dilation at most {size} {at}, not {kernel} * {dilation} = {kernel * dilation}",
+            )
+
+
+def _is_positive_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,64 @@
+"""What the zoo holds. A new family is one folder under `models/` and one entry in `FAMILIES`."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+
+from stylenat_hub.errors import UnknownModelError
+from stylenat_hub.models import stylenat
+from stylenat_hub.models.base import Generator
+from stylenat_hub.models.family import Checkpoint, Family
+
+__all__ = [
+    "CHECKPOINTS",
+    "FAMILIES",
+    "Checkpoint",
+    "Family",
+    "create_model",
+    "find_checkpoint",
+    "list_models",
+]
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (stylenat.FAMILY,)}
+
+CHECKPOINTS: dict[str, Checkpoint] = {
+    checkpoint.name: checkpoint for family in FAMILIES.values() for checkpoint in family.checkpoints
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the zoo's checkpoints that match a shell pattern, sorted."""
+    return sorted(fnmatch.filter(CHECKPOINTS, pattern))
+
+
+def create_model(name: str, **overrides: object) -> Generator:
+    """A new generator with random weights, in the shape of a checkpoint (`stylenat-ffhq-256`) or a family's
+    preset (`stylenat-tiny`); keyword arguments replace single fields of its config.
+
+    Raises:
+        UnknownModelError: no such name; the nearest ones are offered.
+        ConfigError: an override that is not allowed.
+    """
+    for family in FAMILIES.values():
+        preset = name.removeprefix(family.name + "-")
+        if preset != name and preset in family.config.presets:
+            return family.generator(family.config.preset(preset, **overrides))
+    raise UnknownModelError(
+        _unknown(name, [f"{f.name}-{p}" for f in FAMILIES.values() for p in f.config.presets])
+    )
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """The record of a checkpoint. Raises `UnknownModelError`, which offers the nearest names."""
+    if name not in CHECKPOINTS:
+        raise UnknownModelError(_unknown(name, list(CHECKPOINTS)))
+    return CHECKPOINTS[name]
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = (
+        f"did you mean {' or '.join(map(repr, near))}?" if near else f"the zoo has {', '.join(sorted(known))}"
+    )
+    return f"there is no model {name!r} in the zoo; {hint}"
