@@ -1,0 +1,1 @@
+"""Original checkpoint files -> safetensors, config and pipeline layout; see `conversion.convert`."""

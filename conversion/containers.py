@@ -1,0 +1,164 @@
+"""The layouts in which the original code has saved checkpoints, read into tensors and plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conversion.pickles import StandIn, load_inert
+from stylenat_hub.errors import UnsafeCheckpointError, WeightsError
+
+_NETWORKS = ("g_ema", "g", "d")
+_DEEPEST = 64
+_MOST_VALUES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Container:
+    """One checkpoint file.
+
+    layout: which of the known layouts it has, in words. networks: state dicts under `g_ema`, `g` and `d`, as
+    far as present; a bare state dict stands under both `g_ema` and `g`. args: the recorded arguments as plain
+    data, or None.
+    facts: other plain data that the file records (`eval_info`, an iteration). ignored: names of types that
+    were read as inert stand-ins.
+    """
+
+    layout: str
+    networks: dict[str, dict[str, Tensor]]
+    args: dict[str, Any] | None
+    facts: dict[str, Any]
+    ignored: tuple[str, ...] = ()
+
+    def network(self, name: str) -> dict[str, Tensor]:
+        """The state dict under `name` ("g_ema", "g"). Raises `WeightsError` saying which ones there are."""
+        if name not in self.networks:
+            there = ", ".join(map(repr, self.networks)) or "none"
+            other = next((key for key in ("g_ema", "g") if key in self.networks), None)
+            hint = f"; pass --weights {other}" if other else "; it holds no generator"
+            raise WeightsError(f"the checkpoint has no {name!r} weights (it has {there}){hint}")
+        return self.networks[name]
+
+
+def read_checkpoint(path: str | Path, *, ignore_metadata: bool = False) -> Container:
+    """Read an original checkpoint file of any known layout. Executes nothing that the file carries.
+
+    Raises:
+        UnsafeCheckpointError: the file carries something other than tensors and plain data, by name.
+        WeightsError: no such file, or it is empty, truncated, damaged, or of no known layout.
+    """
+    path = Path(path)
+    content, ignored = load_inert(path, ignore_metadata=ignore_metadata)
+    if not isinstance(content, Mapping):
+        raise WeightsError(
+            f"{path.name!r} holds a {_kind(content)}, not a checkpoint; name an original checkpoint"
+        )
+    found = _find_networks(content)
+    if not found:
+        raise WeightsError(
+            f"{path.name!r} is not a checkpoint of a known layout; its top-level keys are {_keys(content)}, "
+            "and 'g_ema', 'state_dicts' or the tensors of one generator are needed"
+        )
+    args = plain(content.get("args"))
+    facts = {key: plain(content[key]) for key in ("eval_info", "iter", "iteration", "step") if key in content}
+    return Container(
+        layout=_layout(content),
+        networks={name: _state_dict(name, state) for name, state in found.items()},
+        args=args if isinstance(args, dict) else None,
+        facts=facts,
+        ignored=ignored,
+    )
+
+
+def plain(value: Any) -> Any:
+    """Metadata as dicts, lists and scalars; stand-ins give up their recorded values, others are None.
+
+    Raises `UnsafeCheckpointError` if it is nested without end or expands beyond any metadata.
+    """
+    return _plain(value, _DEEPEST, [_MOST_VALUES])
+
+
+def _plain(value: Any, depth: int, budget: list[int]) -> Any:
+    budget[0] -= 1
+    if depth == 0 or budget[0] < 0:
+        raise UnsafeCheckpointError(
+            "the checkpoint's metadata is nested or repeated without end; it was refused"
+        )
+    if isinstance(value, StandIn):
+        return _plain(_recorded(value), depth - 1, budget)
+    if isinstance(value, Mapping):
+        return {
+            str(_plain(key, depth - 1, budget)): _plain(item, depth - 1, budget)
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(item, depth - 1, budget) for item in value]
+    if isinstance(value, bytes):
+        return value[:1000].decode("utf-8", "replace")
+    return value if isinstance(value, (str, int, float, bool)) else None
+
+
+def _recorded(stand_in: StandIn) -> Any:
+    """The value behind a stand-in: a namespace's fields, or the content of a configuration library's node."""
+    state = stand_in.state
+    if isinstance(state, tuple) and len(state) == 2 and isinstance(state[0], Mapping):
+        state = state[0]
+    if not isinstance(state, Mapping):
+        return None
+    if stand_in.foreign_name.startswith("omegaconf."):
+        # `_parent` leads back up and `_metadata` says nothing about values.
+        return state.get("_content", state.get("_val"))
+    return state
+
+
+def _find_networks(content: Mapping[Any, Any]) -> dict[str, Mapping[Any, Any]]:
+    inner = content.get("state_dicts")
+    holder = inner if isinstance(inner, Mapping) else content
+    found = {name: holder[name] for name in _NETWORKS if isinstance(holder.get(name), Mapping)}
+    if not found and content and all(isinstance(value, Tensor) for value in content.values()):
+        return {"g_ema": content, "g": content}
+    return found
+
+
+def _layout(content: Mapping[Any, Any]) -> str:
+    if isinstance(content.get("state_dicts"), Mapping):
+        return "current (state_dicts)"
+    if all(isinstance(value, Tensor) for value in content.values()):
+        return "bare state dict"
+    args = content.get("args")
+    if isinstance(args, StandIn) and args.foreign_name.startswith("omegaconf."):
+        return "first public version (g, d, g_ema; args of OmegaConf)"
+    return "legacy (g, d, g_ema)" if "args" in content else "legacy without recorded arguments"
+
+
+def _state_dict(name: str, state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Strip data-parallel training's `module.` from all names; check that tensors are what they claim."""
+    for key, tensor in state.items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor):
+            raise WeightsError(
+                f"the checkpoint's {name!r} holds {key!r}, a {_kind(tensor)}; a state dict maps names to "
+                "tensors"
+            )
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise WeightsError(f"the tensor {key!r} in {name!r} is not an ordinary dense tensor")
+        # A tiny storage can pose as a tensor of terabytes by a stride of 0.
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UnsafeCheckpointError(
+                f"the tensor {key!r} in {name!r} claims more values than the file holds"
+            )
+    strip = "module." if state and all(key.startswith("module.") for key in state) else ""
+    return {key.removeprefix(strip): tensor.detach() for key, tensor in state.items()}
+
+
+def _keys(content: Mapping[Any, Any]) -> str:
+    keys = [repr(key)[:60] for key in list(content)[:8]]
+    return ", ".join(keys) + (f" and {len(content) - 8} more" if len(content) > 8 else "") if keys else "none"
+
+
+def _kind(value: Any) -> str:
+    return value.foreign_name if isinstance(value, StandIn) else type(value).__name__

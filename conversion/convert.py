@@ -1,0 +1,271 @@
+"""Original checkpoint file -> a folder that `GANPipeline.from_pretrained` reads.
+
+    python -m conversion.convert CKPT --output DIR
+    python -m conversion.convert --from stylenat-ffhq-256 --output DIR
+
+`convert` does the work and can be imported; the command line prints what it found and turns errors into one
+line.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    # Before the heavy imports, so that Ctrl-C during them is one line too. It never returns.
+    from conversion.cli import main
+
+    main()
+
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+import stylenat_hub
+from conversion.containers import Container, read_checkpoint
+from conversion.discriminator import save_discriminator
+from stylenat_hub.errors import ConfigError, InputError, WeightsError
+from stylenat_hub.files import whole_folder
+from stylenat_hub.models.config import ModelConfig
+from stylenat_hub.models.family import Family
+from stylenat_hub.pipeline import GANPipeline
+from stylenat_hub.registry import FAMILIES
+
+MEAN_LATENTS = 10_000
+MEAN_SEED = 0
+_MEAN_BATCH = 1_000
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found in a checkpoint and written.
+
+    family: its name in the zoo. layout: the container's. weights: which generator was taken. discriminator:
+    was one written? ignored: names of types read as inert stand-ins. levels: one row per level, see
+    `_level_rows`.
+    """
+
+    output: Path
+    family: str
+    layout: str
+    weights: str
+    config: ModelConfig
+    parameters: int
+    levels: tuple[dict[str, Any], ...]
+    discriminator: bool
+    ignored: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"container   {self.layout}, weights {self.weights!r}",
+            f"family      {self.family}, {self.config.resolution} x {self.config.resolution} px",
+            f"parameters  {self.parameters:,}",
+            "",
+            f"{'level':>5} {'px':>5} {'channels':>8} {'heads':>5}  {'kernels':<14} {'dilations':<22} "
+            f"{'parameters':>11}",
+        ]
+        for row in self.levels:
+            kernels, dilations = (" ".join(map(str, row[key])) for key in ("kernels", "dilations"))
+            lines.append(
+                f"{row['level']:>5} {row['px']:>5} {row['channels']:>8} {row['heads']:>5}  {kernels:<14} "
+                f"{dilations:<22} {row['parameters']:>11,}"
+            )
+        if self.ignored:
+            lines += ["", f"read as inert stand-ins: {', '.join(self.ignored)}"]
+        kept = "with the discriminator" if self.discriminator else "without a discriminator"
+        return "\n".join([*lines, "", f"written to {self.output} ({kept}); it reloads to the same picture"])
+
+
+def convert(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    preset: str | None = None,
+    config: ModelConfig | Mapping[str, Any] | None = None,
+    weights: str = "g_ema",
+    skip_discriminator: bool = False,
+    ignore_metadata: bool = False,
+    overwrite: bool = False,
+) -> Report:
+    """Convert an original checkpoint file to the pipeline layout, whole or not at all.
+
+    checkpoint: the file. output: a folder that does not exist or is empty (or `overwrite`). preset, config:
+    where the dilations come from if the file does not record them; checked against the tensors in any case.
+    weights: "g_ema" (the averaged generator) or "g". skip_discriminator: do not keep the discriminator's
+    tensors. ignore_metadata: read unknown metadata types as inert stand-ins instead of refusing the file.
+
+    Raises:
+        UnsafeCheckpointError, WeightsError, ConfigError, InputError: one sentence; nothing is written then.
+    """
+    if weights not in ("g_ema", "g"):
+        raise InputError(f"weights is {weights!r}; allowed: 'g_ema' (the averaged generator) or 'g'")
+    source = Path(checkpoint)
+    container = read_checkpoint(source, ignore_metadata=ignore_metadata)
+    original = container.network(weights)
+    family = _family_of(original, source.name)
+    values = family.infer_config(original, args=container.args, preset=preset, config=config)
+    generator = _build(family, values, family.convert_state_dict(original))
+    discriminator = None if skip_discriminator else container.networks.get("d")
+    with whole_folder(output, overwrite=overwrite) as folder:
+        _fill_mean_style(generator)
+        _write(generator, discriminator, folder)
+        record = _record(source, container, family, weights)
+        (folder / "conversion.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        _check_reload(generator, folder)
+    return Report(
+        output=Path(output),
+        family=family.name,
+        layout=container.layout,
+        weights=weights,
+        config=values,
+        parameters=sum(parameter.numel() for parameter in generator.parameters()),
+        levels=tuple(_level_rows(generator, values)),
+        discriminator=discriminator is not None,
+        ignored=container.ignored,
+    )
+
+
+def _family_of(state: Mapping[str, Any], name: str) -> Family:
+    for family in FAMILIES.values():
+        if family.recognise(state):
+            return family
+    if any(key.endswith("attn.0.relative_position_bias_table") for key in state):
+        raise WeightsError(
+            f"{name!r} is a StyleSwin checkpoint, which is not supported yet; only StyleNAT is so far"
+        )
+    some = ", ".join(map(repr, list(state)[:4])) or "none"
+    raise WeightsError(
+        f"{name!r} is a checkpoint of another project: its generator has the tensors {some}, ...; allowed "
+        f"are original checkpoints of {', '.join(family.title for family in FAMILIES.values())}"
+    )
+
+
+def _build(family: Family, config: ModelConfig, state: dict[str, torch.Tensor]) -> Any:
+    """The generator with exactly these weights; every tensor must be there and fit. Evaluation mode."""
+    generator = family.generator(config)
+    needed = generator.state_dict()
+    needed.pop("w_avg")
+    missing, unexpected = sorted(needed.keys() - state.keys()), sorted(state.keys() - needed.keys())
+    if missing or unexpected:
+        what = f"lacks {missing[0]!r}" if missing else f"has {unexpected[0]!r}, which the model does not have"
+        more = len(missing) + len(unexpected) - 1
+        raise WeightsError(
+            f"the checkpoint {what}{f' ({more} more tensors do not fit)' if more else ''} (names after "
+            "conversion); it is incomplete or of a variant that is not supported"
+        )
+    for name, tensor in state.items():
+        if tensor.shape != needed[name].shape:
+            raise WeightsError(
+                f"the tensor {name!r} (name after conversion) has the shape {list(tensor.shape)}, but the "
+                f"other tensors make it {list(needed[name].shape)}; the checkpoint is damaged or of a "
+                "variant that is not supported"
+            )
+    generator.load_state_dict({**state, "w_avg": generator.w_avg})
+    return generator.eval()
+
+
+@torch.inference_mode()
+def _fill_mean_style(generator: Any) -> None:
+    """`w_avg`, the mean style of `MEAN_LATENTS` latents of one fixed seed, summed in float64."""
+    source = torch.Generator().manual_seed(MEAN_SEED)
+    total = torch.zeros(generator.w_dim, dtype=torch.float64)
+    for _ in range(MEAN_LATENTS // _MEAN_BATCH):
+        styles = generator.mapping(torch.randn(_MEAN_BATCH, generator.z_dim, generator=source))
+        total += styles[:, 0].double().sum(0)
+    generator.w_avg.copy_(total / MEAN_LATENTS)
+
+
+def _write(generator: Any, discriminator: Mapping[str, torch.Tensor] | None, folder: Path) -> None:
+    try:
+        GANPipeline(generator=generator).save_pretrained(folder)
+        if discriminator is not None:
+            save_discriminator(discriminator, folder)
+    except SafetensorError as error:
+        # The library hides the operating system's error in its text; as an OSError it gets its sentence.
+        code = re.search(r"os error (\d+)", str(error))
+        if code:
+            raise OSError(int(code[1]), str(error)) from error
+        raise
+
+
+@torch.inference_mode()
+def _check_reload(generator: Any, folder: Path) -> None:
+    latent = torch.randn(1, generator.z_dim, generator=torch.Generator().manual_seed(MEAN_SEED))
+    # Truncation, so that the mean style takes part as every weight does.
+    picture = generator(latent, truncation_psi=0.7)
+    if not torch.isfinite(picture).all():
+        raise WeightsError(
+            "the generator's picture holds NaN or infinite values; its training run had diverged"
+        )
+    reloaded = GANPipeline.from_pretrained(folder).generator.eval()
+    if not torch.equal(picture, reloaded(latent, truncation_psi=0.7)):
+        raise WeightsError(
+            "what was written reloads to another picture, so it was dropped; please report this"
+        )
+
+
+def _level_rows(generator: Any, config: Any) -> list[dict[str, Any]]:
+    """Per level: px, channels, heads, kernels and dilations (per partition), parameters with its to_rgb."""
+    counts = {name: parameter.numel() for name, parameter in generator.named_parameters()}
+    return [
+        {
+            "level": level,
+            "px": config.level_size(level),
+            "channels": config.channels[level],
+            "heads": config.num_heads[level],
+            "kernels": config.kernel_sizes[level],
+            "dilations": config.dilations[level],
+            "parameters": sum(
+                count
+                for name, count in counts.items()
+                if name.startswith((f"levels.{level}.", f"to_rgb.{level}."))
+            ),
+        }
+        for level in range(len(config.channels))
+    ]
+
+
+def _record(source: Path, container: Container, family: Family, weights: str) -> dict[str, Any]:
+    """Where the weights come from: no times and no folders in it, so equal input gives equal bytes."""
+    digest = hashlib.sha256()
+    with source.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return {
+        "source": {"file": source.name, "bytes": source.stat().st_size, "sha256": digest.hexdigest()},
+        "family": family.name,
+        "container": container.layout,
+        "weights": weights,
+        "recorded": json.loads(json.dumps(container.facts), parse_constant=str),
+        "types_read_as_stand_ins": list(container.ignored),
+        "w_avg": {"latents": MEAN_LATENTS, "seed": MEAN_SEED},
+        "versions": {
+            "stylenat_hub": stylenat_hub.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def read_config_file(path: str | Path) -> dict[str, Any]:
+    """The config fields in a JSON file, all or some (`{"dilations": [[1], [1], ...]}`).
+
+    Raises `ConfigError` if it cannot be read or holds something else.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {str(path)!r}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the config file {str(path)!r} is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"the config file {str(path)!r} must hold a JSON object, such as a model's config.json"
+        )
+    return values

@@ -1,0 +1,353 @@
+"""An original checkpoint file becomes a pipeline folder with the same pictures, or one clear sentence."""
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import conversion.convert
+from conversion.cli import app
+from conversion.containers import read_checkpoint
+from conversion.convert import convert
+from stylenat_hub.errors import InputError, WeightsError
+from stylenat_hub.pipeline import GANPipeline
+
+ROOT = Path(__file__).parent.parent
+GOLDENS = Path(__file__).parent / "goldens"
+NAMES = ["stylenat_legacy_ffhq_style_64", "stylenat_hydra_church_style_64", "stylenat_mixed_first_public_32"]
+MIXED = GOLDENS / "stylenat_mixed_first_public_32.pt"
+PLAIN = GOLDENS / "stylenat_hydra_church_style_64.pt"
+MODULE = [sys.executable, "-m", "conversion.convert"]
+QUIET = {"cwd": ROOT, "capture_output": True, "text": True}
+PIPES = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(result, message, code=1):
+    """One line, no traceback, the exit code."""
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    if code == 1:
+        assert result.output.startswith("error: ")
+        assert result.output.count("\n") == 1
+    assert message in " ".join(result.output.split())
+
+
+@pytest.fixture
+def content():
+    return torch.load(PLAIN, weights_only=True)
+
+
+@pytest.fixture
+def generator(content):
+    return content["state_dicts"]["g_ema"]
+
+
+def saved(path, content):
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recorded_checkpoint_converts_to_the_recorded_picture(name, tmp_path):
+    report = convert(GOLDENS / f"{name}.pt", tmp_path / "out")
+    generator = GANPipeline.from_pretrained(tmp_path / "out").generator.eval()
+    recorded = load_file(GOLDENS / f"{name}.io.safetensors")
+    with torch.inference_mode():
+        torch.testing.assert_close(generator.mapping(recorded["z"])[:, 0], recorded["w"], atol=1e-5, rtol=0)
+        # 5e-5: the float32 difference between two orders of summation that the recording allows for.
+        torch.testing.assert_close(generator(recorded["z"]), recorded["image"], atol=5e-5, rtol=0)
+    assert report.parameters == sum(p.numel() for p in generator.parameters())
+    text = str(report)
+    assert report.layout in text and f"{report.parameters:,}" in text
+    for row in report.levels:
+        assert f"{row['px']:>5} {row['channels']:>8} {row['heads']:>5}" in text
+
+
+def test_the_mean_style_is_that_of_many_latents(tmp_path):
+    convert(MIXED, tmp_path / "out")
+    generator = GANPipeline.from_pretrained(tmp_path / "out").generator
+    latents = torch.randn(10_000, generator.z_dim, generator=torch.Generator().manual_seed(7))
+    with torch.inference_mode():
+        styles = generator.mapping(latents)[:, 0].double()
+    # Two independent means of 10,000 differ by sqrt(2 / 10,000) of the spread; six times that is certain.
+    assert ((styles.mean(0) - generator.w_avg).abs() < 6 * styles.std(0) * 0.0142).all()
+
+
+def test_equal_input_gives_equal_bytes(tmp_path):
+    for folder in ("one", "two"):
+        convert(MIXED, tmp_path / folder)
+    files = [file.relative_to(tmp_path / "one") for file in (tmp_path / "one").rglob("*") if file.is_file()]
+    assert len(files) >= 6
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+
+
+def test_the_record_says_where_the_weights_come_from_and_names_no_folder(tmp_path):
+    convert(PLAIN, tmp_path / "out")
+    text = (tmp_path / "out" / "conversion.json").read_text(encoding="utf-8")
+    record = json.loads(text)
+    assert record["source"]["file"] == PLAIN.name
+    assert record["source"]["sha256"] == hashlib.sha256(PLAIN.read_bytes()).hexdigest()
+    assert record["weights"] == "g_ema"
+    assert record["recorded"]["eval_info"]["fid @ 1.60M imgs"] == 3.4
+    assert str(tmp_path) not in text and str(GOLDENS) not in text
+
+
+def test_the_discriminator_is_kept_under_its_own_names(tmp_path):
+    assert convert(PLAIN, tmp_path / "out").discriminator
+    folder = tmp_path / "out" / "discriminator"
+    kept = load_file(folder / "diffusion_pytorch_model.safetensors")
+    original = read_checkpoint(PLAIN).networks["d"]
+    assert kept.keys() == original.keys()
+    assert all(torch.equal(kept[name], original[name]) for name in original)
+    facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert facts["resolution"] == 64
+    assert facts["spectral_norm"] is True
+    assert facts["channels"] == {"32": 32, "16": 32, "8": 32, "4": 32}
+
+
+def test_the_discriminator_can_be_left_out(tmp_path):
+    assert not convert(PLAIN, tmp_path / "out", skip_discriminator=True).discriminator
+    assert not (tmp_path / "out" / "discriminator").exists()
+
+
+def test_the_raw_generator_can_be_taken_instead_of_the_average(tmp_path, content):
+    for weights in ("g", "g_ema"):
+        convert(PLAIN, tmp_path / weights, weights=weights, skip_discriminator=True)
+        generator = GANPipeline.from_pretrained(tmp_path / weights).generator
+        assert torch.equal(generator.constant, content["state_dicts"][weights]["input.input"])
+
+
+def test_dilations_can_come_from_a_config_file(tmp_path, generator):
+    bare = saved(tmp_path / "bare.pt", generator)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"dilations": [[1], [1], [1, 2], [1, 2, 4], [1, 2, 4, 8]]}))
+    refused(run(bare, "--output", tmp_path / "out"), "nothing states the dilations")
+    result = run(bare, "--output", tmp_path / "out", "--config", config)
+    assert result.exit_code == 0, result.output
+    assert "bare state dict" in result.output and "1 2 4 8" in result.output
+    config.write_text("{")
+    refused(run(bare, "--output", tmp_path / "two", "--config", config), "is not JSON")
+    refused(
+        run(bare, "--output", tmp_path / "two", "--config", tmp_path / "none"), "cannot read the config file"
+    )
+
+
+def test_a_wrong_preset_names_the_level(tmp_path):
+    result = run(PLAIN, "--output", tmp_path / "out", "--preset", "church-256")
+    refused(result, "level 5 (128 px)")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda g: g["layers.2.blocks.0.mlp.fc1.bias"].fill_(torch.nan),
+            "'layers.2.blocks.0.mlp.fc1.bias' holds NaN",
+        ),
+        (lambda g: g.update(extra=torch.ones(1)), "'extra' that a StyleNAT generator does not have"),
+        (lambda g: g.pop("to_rgbs.1.bias"), "lacks 'to_rgb.1.bias'"),
+        (
+            lambda g: g.update({"to_rgbs.1.bias": torch.ones(2)}),
+            "'to_rgb.1.bias' (name after conversion) has the shape",
+        ),
+        (lambda g: [g.pop(k) for k in list(g) if k != "input.input"], "another project"),
+        (lambda g: g.update({"style.8.weight": torch.full((48, 48), 3e38)}), "picture holds NaN or infinite"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named_and_nothing_is_written(
+    change, message, tmp_path, content, generator
+):
+    change(generator)
+    path = saved(tmp_path / "bad.pt", content)
+    refused(run(path, "--output", tmp_path / "out"), message)
+    assert [file.name for file in tmp_path.iterdir()] == ["bad.pt"]
+
+
+def test_a_styleswin_checkpoint_is_recognised_and_refused(tmp_path):
+    state = {
+        "input.input": torch.ones(1),
+        "layers.0.blocks.0.attn.0.relative_position_bias_table": torch.ones(1),
+    }
+    path = saved(tmp_path / "swin.pt", {"g": state, "d": {}, "g_ema": state})
+    refused(run(path, "--output", tmp_path / "out"), "is a StyleSwin checkpoint, which is not supported yet")
+
+
+def test_a_missing_average_offers_the_raw_generator(tmp_path, content):
+    del content["state_dicts"]["g_ema"]
+    path = saved(tmp_path / "raw.pt", content)
+    refused(run(path, "--output", tmp_path / "out"), "no 'g_ema' weights (it has 'g', 'd'); pass --weights g")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["final_conv.1.bias"].fill_(torch.inf), "'final_conv.1.bias' holds NaN or infinite"),
+        (lambda d: d.clear(), "--skip-discriminator"),
+    ],
+)
+def test_a_bad_discriminator_is_an_error_unless_left_out(change, message, tmp_path, content):
+    change(content["state_dicts"]["d"])
+    path = saved(tmp_path / "bad.pt", content)
+    refused(run(path, "--output", tmp_path / "out"), message)
+    assert not (tmp_path / "out").exists()
+    assert run(path, "--output", tmp_path / "out", "--skip-discriminator").exit_code == 0
+
+
+def test_a_folder_with_something_in_it_is_replaced_only_on_request(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("precious")
+    refused(run(MIXED, "--output", tmp_path / "out"), "is not empty")
+    assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
+    assert run(MIXED, "--output", tmp_path / "out", "--overwrite").exit_code == 0
+    assert not (tmp_path / "out" / "mine.txt").exists()
+
+
+def test_an_unwritable_output_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(run(MIXED, "--output", tmp_path / "file"), "is a file")
+    refused(run(MIXED, "--output", tmp_path / "file" / "out"), "is a file, not a folder")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(error, tmp_path, monkeypatch):
+    def full(self, folder, **kwargs):
+        (Path(folder) / "half.bin").write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(GANPipeline, "save_pretrained", full)
+    refused(run(MIXED, "--output", tmp_path / "out"), "the disk is full")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_reloads_to_another_picture_is_not_kept(tmp_path, monkeypatch):
+    save = GANPipeline.save_pretrained
+
+    def wrong(self, folder, **kwargs):
+        state = {name: tensor.clone() for name, tensor in self.generator.state_dict().items()}
+        with torch.no_grad():
+            self.generator.constant.add_(1e-3)
+        save(self, folder, **kwargs)
+        self.generator.load_state_dict(state)
+
+    monkeypatch.setattr(GANPipeline, "save_pretrained", wrong)
+    with pytest.raises(WeightsError, match="reloads to another picture"):
+        convert(MIXED, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pickle_that_runs_code_is_refused_and_creates_nothing(tmp_path):
+    marker = tmp_path / "created"
+
+    class Evil:
+        def __reduce__(self):
+            return open, (str(marker), "w")
+
+    path = saved(tmp_path / "evil.pt", {"g_ema": {}, "args": Evil()})
+    refused(run(path, "--output", tmp_path / "out"), "nothing in it was executed")
+    assert not marker.exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_checkpoint_is_one_line(tmp_path):
+    (tmp_path / "text.pt").write_text("hello\n")
+    refused(run(tmp_path / "text.pt", "--output", tmp_path / "out"), "is not a PyTorch checkpoint")
+    refused(run(tmp_path / "none.pt", "--output", tmp_path / "out"), "there is no file")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--output", "out"],
+        [MIXED],
+        [MIXED, "--output", "out", "--from", "stylenat-ffhq-256"],
+        [MIXED, "--output", "out", "--weights", "ema"],
+        [MIXED, "--output", "out", "--preset", "tiny", "--config", "x.json"],
+        [MIXED, "--output", "out", "--unknown"],
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments):
+    refused(run(*arguments), "Usage:", code=2)
+
+
+def test_an_unknown_published_name_offers_the_nearest(tmp_path):
+    refused(run("--from", "stylenat-ffhq-265", "--output", tmp_path / "out"), "stylenat-ffhq-256")
+    refused(run("--from", "stylenat-church-256", "--output", tmp_path / "out"), "published no file")
+
+
+def test_a_published_original_is_downloaded_and_converted(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("conversion.download.download", lambda url: asked.append(url) or PLAIN)
+    result = run("--from", "stylenat-ffhq-1024", "--output", tmp_path / "out")
+    # The file in its place is another model, which the published shape must not let pass.
+    refused(result, "level 5 (128 px) is not in the tensors")
+    assert asked == ["https://shi-labs.com/projects/stylenat/checkpoints/FFHQ1024_700k.pt"]
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    result = run(tmp_path / "none.pt", "--output", tmp_path / "out", "--debug")
+    assert isinstance(result.exception, WeightsError)
+
+
+def test_an_unexpected_error_is_one_line_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(conversion.convert, "read_checkpoint", lambda *a, **k: 1 / 0)
+    refused(run(MIXED, "--output", tmp_path / "out"), "unexpected ZeroDivisionError")
+
+
+def test_only_the_two_generators_can_be_named(tmp_path):
+    with pytest.raises(InputError, match=r"'g_ema' .* or 'g'"):
+        convert(MIXED, tmp_path / "out", weights="d")
+
+
+def test_ctrl_c_half_way_is_one_line_130_and_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conversion.convert, "_check_reload", interrupt)
+    result = run(MIXED, "--output", tmp_path / "out")
+    assert (result.exit_code, result.output) == (130, "interrupted; nothing was written\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_module_runs_from_the_repository(tmp_path):
+    done = subprocess.run([*MODULE, str(MIXED), "--output", str(tmp_path / "out")], **QUIET, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "32 x 32 px" in done.stdout
+    assert (tmp_path / "out" / "model_index.json").exists()
+
+
+def test_a_signal_while_it_reads_ends_it_in_one_line(tmp_path):
+    os.mkfifo(tmp_path / "slow.pt")
+    with (
+        subprocess.Popen(
+            [*MODULE, str(tmp_path / "slow.pt"), "--output", str(tmp_path / "out")], **PIPES
+        ) as process,
+        (tmp_path / "slow.pt").open("wb"),
+    ):  # opens when the other side does: it waits for the first bytes now
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors) == (130, "", "interrupted; nothing was written\n")
+    assert [file.name for file in tmp_path.iterdir()] == ["slow.pt"]
