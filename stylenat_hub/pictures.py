@@ -1,0 +1,133 @@
+"""Pictures as PNG files: one per seed and a grid of them, each written whole and labelled with how it was
+made.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import PIL.Image
+from PIL.PngImagePlugin import PngInfo
+
+from stylenat_hub.errors import InputError
+from stylenat_hub.files import whole_file
+from stylenat_hub.pipeline import GANPipeline, check_seeds
+
+GRID_SIDE = 8192  # px; larger grids shrink their cells, so that thousands of pictures still fit into memory
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write_pictures` wrote: the folder, how many pictures, and the grid's file if there is one."""
+
+    folder: Path
+    count: int
+    grid: Path | None
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while pictures were drawn. The message says how many of them, each whole, are where."""
+
+
+def picture_name(seed: int, largest: int = 0) -> str:
+    """`seed000000007.png`: nine digits, or as many as `largest` has, so that names sort as seeds do."""
+    return f"seed{seed:0{max(9, len(str(largest)))}d}.png"
+
+
+def write_pictures(
+    pipeline: GANPipeline,
+    seeds: Sequence[int],
+    folder: str | os.PathLike[str],
+    *,
+    truncation_psi: float = 1.0,
+    truncation_cutoff: int | None = None,
+    batch_size: int = 8,
+    grid: bool = False,
+    label: Mapping[str, str] | None = None,
+) -> Written:
+    """Draw one PNG per seed into `folder`, and with `grid` also `grid.png`; pictures there of the same name
+    are replaced.
+
+    Each PNG has the text chunks model, seed (the grid: seeds), truncation_psi, truncation_cutoff, and those
+    in `label`.
+
+    Raises:
+        InputError: an argument out of its range (see `GANPipeline`), or a folder that cannot be written.
+        Interrupted: Ctrl-C; what is written is whole, and there is no grid.
+    """
+    seeds, folder = check_seeds(seeds), Path(folder).expanduser()
+    check_writable(folder)
+    options = {"truncation_psi": truncation_psi, "truncation_cutoff": truncation_cutoff}
+    about = {
+        "model": pipeline.model_name or "unnamed",
+        **{name: str(value) for name, value in options.items()},
+    }
+    about |= label or {}
+    sheet = Grid(len(seeds), pipeline.generator.resolution) if grid else None
+    count, largest = 0, max(seeds)
+    try:
+        for batch in pipeline.iterate(seeds, batch_size=batch_size, **options):
+            for image, seed in zip(batch.images, batch.seeds, strict=True):
+                write_picture(image, folder / picture_name(seed, largest), {**about, "seed": str(seed)})
+                if sheet:
+                    sheet.add(image)
+                count += 1
+        if sheet:
+            write_picture(sheet.image, folder / "grid.png", {**about, "seeds": ",".join(map(str, seeds))})
+    except KeyboardInterrupt:
+        kept = f"{count} of {len(seeds)} pictures are in {folder}" if count else "no picture was written"
+        raise Interrupted(kept) from None
+    return Written(folder, count, folder / "grid.png" if sheet else None)
+
+
+def write_picture(image: PIL.Image.Image, path: str | os.PathLike[str], about: Mapping[str, str]) -> None:
+    """Write a PNG, whole or not at all, with `about` as its text chunks. Raises `InputError`."""
+    chunks = PngInfo()
+    for name, value in about.items():
+        chunks.add_text(name, value)
+    with whole_file(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=chunks)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `InputError` if pictures could not be written there, before minutes are spent on drawing them."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"the output {str(folder)!r} is a file; name a folder")
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir():
+        raise InputError(
+            f"cannot write {str(folder)!r}: {str(parent)!r} is a file, not a folder; name another output"
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(
+            f"cannot write {str(folder)!r}: permission denied; name an output that you may write"
+        )
+
+
+class Grid:
+    """A picture of `count` cells in reading order, near-square; `resolution` is the side of a picture in
+    px.
+    """
+
+    def __init__(self, count: int, resolution: int) -> None:
+        self.columns = math.ceil(math.sqrt(count))
+        self.rows = math.ceil(count / self.columns)
+        self.cell = min(resolution, GRID_SIDE // self.columns)
+        if self.cell < 1:
+            raise InputError(
+                f"a grid of {count} pictures has cells below one pixel; ask for at most {GRID_SIDE**2}"
+            )
+        self.image = PIL.Image.new("RGB", (self.columns * self.cell, self.rows * self.cell))
+        self.filled = 0
+
+    def add(self, picture: PIL.Image.Image) -> None:
+        """Put a picture into the next cell."""
+        if picture.width != self.cell:
+            picture = picture.resize((self.cell, self.cell), PIL.Image.Resampling.LANCZOS)
+        row, column = divmod(self.filled, self.columns)
+        self.image.paste(picture, (column * self.cell, row * self.cell))
+        self.filled += 1

@@ -1,0 +1,229 @@
+"""Seeds in, pictures out: `GANPipeline.from_pretrained(id)(seeds=range(8), truncation_psi=0.7).images`."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+
+from stylenat_hub import hub
+from stylenat_hub.errors import InputError
+from stylenat_hub.models.base import Generator
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+OUTPUT_TYPES = ("pil", "np", "pt")
+MAX_SEED = 2**63 - 1
+
+
+@dataclass
+class GANPipelineOutput(BaseOutput):
+    """Pictures and their seeds, in the same order.
+
+    images: a list of PIL images, or float32 in [0, 1] as numpy [n, H, W, 3] or torch [n, 3, H, W] on the CPU.
+    """
+
+    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    seeds: list[int]
+
+
+class GANPipeline(DiffusionPipeline):
+    """Pictures from a generator of any family.
+
+    A seed's picture does not depend on the batch it is drawn in. Rounding in matrix products depends on their
+    size, so on the CPU the network runs one picture at a time and this holds to the bit (at 256 px that costs
+    nothing: batches are no faster). Other devices run whole batches, where rounding may move single pixels by
+    a step; `batch_size=1` rules that out. Latents are drawn on the CPU, so a seed means the same picture on
+    every device, up to rounding.
+    """
+
+    model_cpu_offload_seq = "generator"
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.register_modules(generator=generator)
+        self.model_name: str | None = None  # what pictures are labelled with
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Load from a zoo name, a pipeline or model folder, or a Hub id; arguments, errors:
+        `hub.load_model`.
+        """
+        pipeline = cls(generator=hub.load_generator(source, **kwargs))
+        path = Path(source).expanduser()
+        # Of a folder only the last name: what pictures carry should not tell where somebody keeps their
+        # files.
+        pipeline.model_name = path.resolve().name if path.is_dir() else os.fspath(source)
+        return pipeline
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write `model_index.json` and `generator/`, whole or not at all; arguments as diffusers' (see
+        `hub.save`).
+        """
+        kwargs |= {
+            "safe_serialization": safe_serialization,
+            "variant": variant,
+            "max_shard_size": max_shard_size,
+        }
+        hub.save(super().save_pretrained, save_directory, **kwargs)
+
+    def __call__(
+        self,
+        seeds: Iterable[int] | int,
+        *,
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+        batch_size: int = 8,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> GANPipelineOutput | tuple[Any, list[int]]:
+        """The pictures of these seeds, all at once (see `iterate` for more than fit into memory).
+
+        seeds: whole numbers from 0 to 2**63 - 1, at least one. truncation_psi, truncation_cutoff: as in
+        `Generator.forward`. batch_size: pictures per step. output_type: "pil", "np" or "pt", see
+        `GANPipelineOutput`. return_dict: False gives the tuple (images, seeds).
+
+        Raises:
+            InputError: an argument out of its range; truncation of a model without `w_avg`; or the network's
+                output is not finite, as may happen in float16.
+        """
+        seeds = check_seeds(seeds)
+        options = {"truncation_psi": truncation_psi, "truncation_cutoff": truncation_cutoff}
+        batches = self.iterate(seeds, batch_size=batch_size, output_type=output_type, **options)
+        images = _joined([batch.images for batch in batches])
+        output = GANPipelineOutput(images=images, seeds=list(seeds))
+        return output if return_dict else (output.images, output.seeds)
+
+    def iterate(
+        self,
+        seeds: Iterable[int] | int,
+        *,
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+        batch_size: int = 8,
+        output_type: str = "pil",
+    ) -> Iterator[GANPipelineOutput]:
+        """Yield the pictures batch by batch, so that never more than `batch_size` are in memory.
+
+        Arguments and errors as in `__call__`; they are checked here and now, before the first batch is asked
+        for.
+        """
+        seeds = check_seeds(seeds)
+        if isinstance(truncation_psi, bool) or not isinstance(truncation_psi, (int, float, np.floating)):
+            raise InputError(f"truncation_psi is {truncation_psi!r}; allowed: a number, usually from 0 to 1")
+        if not math.isfinite(truncation_psi):
+            raise InputError(
+                f"truncation_psi is {truncation_psi}; allowed: a finite number, usually from 0 to 1"
+            )
+        if isinstance(truncation_cutoff, bool) or not isinstance(truncation_cutoff, (int, type(None))):
+            raise InputError(
+                f"truncation_cutoff is {truncation_cutoff!r}; allowed: a whole number, or None for all"
+            )
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size is {batch_size!r}; allowed: a whole number, 1 or more")
+        if output_type not in OUTPUT_TYPES:
+            raise InputError(f"output_type is {output_type!r}; allowed: {', '.join(map(repr, OUTPUT_TYPES))}")
+        self.generator.truncate(self._probe(), truncation_psi, truncation_cutoff)
+        return self._batches(seeds, float(truncation_psi), truncation_cutoff, batch_size, output_type)
+
+    def _probe(self) -> torch.Tensor:
+        """Any styles at all, to have truncation's arguments checked before work starts."""
+        generator = self.generator
+        return generator.w_avg.new_zeros(1, generator.num_ws, generator.w_dim)
+
+    def _batches(
+        self, seeds: Sequence[int], psi: float, cutoff: int | None, batch_size: int, output_type: str
+    ) -> Iterator[GANPipelineOutput]:
+        with self.progress_bar(total=len(seeds)) as bar:
+            for start in range(0, len(seeds), batch_size):
+                batch = list(seeds[start : start + batch_size])
+                yield GANPipelineOutput(
+                    images=_converted(self._draw(batch, psi, cutoff), output_type), seeds=batch
+                )
+                bar.update(len(batch))
+
+    @torch.no_grad()
+    def _draw(self, seeds: list[int], psi: float, cutoff: int | None) -> torch.Tensor:
+        """Pictures [n, 3, H, W] of a batch, float32 in [0, 1] on the CPU."""
+        device, dtype = self._execution_device, self.generator.dtype
+        z = latents(seeds, self.generator.z_dim).to(device=device, dtype=dtype)
+        parts = z.split(1) if device.type == "cpu" else [z]
+        images = torch.cat([self.generator(part, psi, cutoff) for part in parts])
+        if not torch.isfinite(images).all():
+            raise InputError(
+                f"the network's output in {dtype} holds NaN or infinity; use dtype float32 or bfloat16"
+            )
+        return self.generator.to_rgb01(images.float()).cpu()
+
+
+def latents(seeds: Sequence[int], z_dim: int) -> torch.Tensor:
+    """The latents [n, z_dim] of seeds, float32 on the CPU: each from its own fresh torch generator."""
+    rows = [
+        torch.randn(
+            1, z_dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu"
+        )
+        for seed in seeds
+    ]
+    return torch.cat(rows)
+
+
+def check_seeds(seeds: Iterable[int] | int) -> Sequence[int]:
+    """The seeds as a sequence of int (a range stays one). Raises `InputError`, which names the first bad
+    one.
+    """
+    if isinstance(seeds, str) or not isinstance(seeds, (int, Iterable)):
+        raise InputError(f"seeds is {seeds!r}; allowed: a whole number or several, such as range(8)")
+    # A long range is checked by its ends: it may be longer than a list could be.
+    checked = (
+        seeds
+        if isinstance(seeds, range)
+        else [_seed(s) for s in (seeds if isinstance(seeds, Iterable) else [seeds])]
+    )
+    if not checked:
+        raise InputError("seeds is empty; give at least one, such as range(8)")
+    for seed in (checked[0], checked[-1]) if isinstance(checked, range) else checked:
+        if not 0 <= seed <= MAX_SEED:
+            raise InputError(f"the seed {seed} is out of range; allowed: 0 to 2**63 - 1")
+    return checked
+
+
+def _seed(value: Any) -> int:
+    try:
+        if not isinstance(value, (bool, np.bool_)):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise InputError(f"the seed {value!r} is no whole number; allowed: 0 to 2**63 - 1")
+
+
+def _converted(images: torch.Tensor, output_type: str) -> Any:
+    if output_type == "pt":
+        return images
+    array = images.permute(0, 2, 3, 1).contiguous().numpy()
+    if output_type == "np":
+        return array
+    return [PIL.Image.fromarray(picture) for picture in (array * 255).round().astype(np.uint8)]
+
+
+def _joined(batches: list[Any]) -> Any:
+    if isinstance(batches[0], list):
+        return [image for batch in batches for image in batch]
+    return torch.cat(batches) if isinstance(batches[0], torch.Tensor) else np.concatenate(batches)

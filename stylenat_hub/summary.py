@@ -1,0 +1,124 @@
+"""What is known about a model, as plain data (`describe`) and as text (`render`), without loading its
+weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from typing import Any
+
+import torch
+
+from stylenat_hub import hub
+from stylenat_hub.models.config import ModelConfig
+from stylenat_hub.registry import CHECKPOINTS, FAMILIES, list_models
+from stylenat_hub.weights import check_headers, read_headers, read_json, read_tensor, weight_files
+
+_LEVEL_MODULES = ("levels", "to_rgb")  # numbered by level in a generator of this package
+
+
+def describe(source: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:
+    """Facts of a model: name, class, config, levels, parameters, and of its weights the bytes, type and
+    `w_avg`.
+
+    A zoo name whose weights are not on this machine gives the record and the facts of its shape; `weights`
+    then says how to get them. kwargs, errors: as `hub.locate` and `hub.load_model`.
+    """
+    record = CHECKPOINTS.get(os.fspath(source))
+    if record and not os.path.isdir(source) and record.name not in hub.builtin_models():
+        family = FAMILIES[record.family]
+        facts = _shape(family.generator, family.config.preset(record.preset))
+        weights = hub.without_weights(record.name)
+        return {"name": record.name, "record": dataclasses.asdict(record), **facts, "weights": weights}
+    location = hub.locate(source, **kwargs)
+    cls = hub.generator_class(location.folder)
+    config = cls.config_class.from_dict(read_json(location.folder / "config.json"))
+    files = weight_files(location.folder, kwargs.get("variant"), location.listing)
+    headers = read_headers(files)
+    check_headers(_blank(cls, config), headers, repr(location.name))
+    mean = read_tensor(files, "w_avg")
+    weights = {
+        "bytes": sum(path.stat().st_size for path in files),
+        "types": sorted({kind for _, kind in headers.values()}),
+        "w_avg": "known" if mean is not None and bool(torch.isfinite(mean).all()) else "not known",
+    }
+    return {"name": location.name, **_shape(cls, config), "weights": weights}
+
+
+def list_checkpoints(pattern: str = "*") -> list[dict[str, Any]]:
+    """The zoo's records whose names match a shell pattern, each with `builtin`: do its weights ship in this
+    package?
+    """
+    builtin = hub.builtin_models()
+    names = list_models(pattern)
+    return [{**dataclasses.asdict(CHECKPOINTS[name]), "builtin": name in builtin} for name in names]
+
+
+def _blank(cls: type, config: ModelConfig) -> torch.nn.Module:
+    with torch.device("meta"):
+        return cls(config)
+
+
+def _shape(cls: type, config: ModelConfig) -> dict[str, Any]:
+    """All that follows from the config."""
+    model, values = _blank(cls, config), config.to_dict()
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    count = int(math.log2(model.resolution)) - 1  # levels from 4 px to the resolution
+    listed = {
+        name: value for name, value in values.items() if isinstance(value, tuple) and len(value) == count
+    }
+    listed = {name: value for name, value in listed.items() if not name.startswith("image_")}
+    levels = [
+        {"px": 4 * 2**level, **{name: value[level] for name, value in listed.items()}, "parameters": 0}
+        for level in range(count)
+    ]
+    for name, size in sizes.items():
+        module, _, rest = name.partition(".")
+        if module in _LEVEL_MODULES:
+            levels[int(rest.split(".")[0])]["parameters"] += size
+    return {
+        "class": cls.__name__,
+        "resolution": model.resolution,
+        "parameters": sum(sizes.values()),
+        "config": {name: value for name, value in values.items() if name not in listed},
+        "levels": levels,
+    }
+
+
+def render(facts: dict[str, Any]) -> str:
+    """The facts of `describe` as lines of text."""
+    lines = [
+        f"{facts['name']}: {facts['class']}, {facts['resolution']} px, {facts['parameters']:,} parameters"
+    ]
+    record, weights = facts.get("record"), facts["weights"]
+    if record:
+        keys = ("description", "dataset", "paper", "code_license", "weights_license", "origin_url", "metrics")
+        lines += [f"  {key}: {_plain(record[key])}" for key in keys if record[key] is not None]
+    lines += [f"  {key}: {_plain(value)}" for key, value in facts["config"].items()]
+    if isinstance(weights, dict):
+        lines.append(f"  weights: {weights['bytes']:,} bytes, {', '.join(weights['types'])}")
+        lines.append(f"  mean style (w_avg, needed for truncation): {weights['w_avg']}")
+    else:
+        lines.append(f"  weights: {weights}")
+    return "\n".join([*lines, "", *table(facts["levels"])])
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Rows with the same keys as aligned lines of text under a header."""
+    cells = [list(rows[0]), *([_plain(value) for value in row.values()] for row in rows)] if rows else []
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    if isinstance(value, (tuple, list)):
+        return " ".join(map(str, value))
+    return (
+        f"{value:,}"
+        if isinstance(value, int) and not isinstance(value, bool) and value > 9999
+        else str(value)
+    )

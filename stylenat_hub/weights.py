@@ -1,0 +1,244 @@
+"""The files of a saved model: which there are, what is in them, and writing them whole.
+
+A model folder holds `config.json` and `diffusion_pytorch_model[.VARIANT].safetensors`, or shards of it with
+an index.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from stylenat_hub.errors import ConfigError, InputError, WeightsError
+from stylenat_hub.files import whole_folder
+
+_STEM = "diffusion_pytorch_model"
+_WEIGHTS = re.compile(rf"{_STEM}(?:\.(?P<variant>[^/]+?))?(?P<shard>-\d{{5}}-of-\d{{5}})?\.safetensors")
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+Header = tuple[tuple[int, ...], str]
+
+
+def file_names(variant: str | None) -> tuple[str, str, str]:
+    """(single file, index of shards, pattern of shards) of a variant, as diffusers names them."""
+    middle = f".{variant}" if variant else ""
+    index = f"{_STEM}.safetensors.index{middle}.json"
+    return f"{_STEM}{middle}.safetensors", index, f"{_STEM}{middle}-*-of-*.safetensors"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises `ConfigError`, which names the file, if it is missing or damaged."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {str(path)!r}, which a saved model has; save it again") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{str(path)!r} cannot be read as JSON ({error}); it is damaged: save or download it again"
+        ) from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{str(path)!r} holds a {type(values).__name__}, not a JSON object; save it again")
+    return values
+
+
+def weight_files(
+    folder: Path, variant: str | None = None, listing: Callable[[], list[str]] | None = None
+) -> list[Path]:
+    """The safetensors files of a model, one or several shards.
+
+    listing: names of all files that the source has, where that is more than `folder` (a Hub repository).
+
+    Raises:
+        WeightsError: there are none; it names the variants, or the pickles, that are there. ConfigError: a
+        bad index.
+    """
+    single, index, _ = file_names(variant)
+    if (folder / index).is_file():
+        shards = read_json(folder / index).get("weight_map")
+        if not isinstance(shards, dict) or not shards or not all(isinstance(v, str) for v in shards.values()):
+            raise ConfigError(
+                f"{str(folder / index)!r} has no 'weight_map' of file names; save the model again"
+            )
+        return [_shard(folder, name) for name in sorted(set(shards.values()))]
+    if (folder / single).is_file():
+        return [folder / single]
+    names = listing() if listing else sorted(os.listdir(folder))
+    raise WeightsError(_no_weights(folder, single, variant, names))
+
+
+def _shard(folder: Path, name: str) -> Path:
+    # The index is data from elsewhere: it may name neither a pickle nor a file outside of the folder.
+    if not _WEIGHTS.fullmatch(name):
+        raise WeightsError(
+            f"the index in {str(folder)!r} names {name!r}, which is not a safetensors shard; save again"
+        )
+    if not (folder / name).is_file():
+        raise WeightsError(f"the shard {str(folder / name)!r} is missing; download or save the model again")
+    return folder / name
+
+
+def _no_weights(folder: Path, single: str, variant: str | None, names: list[str]) -> str:
+    found = [match["variant"] for name in names if (match := _WEIGHTS.fullmatch(Path(name).name))]
+    variants = sorted({f"variant={name!r}" if name else "the one without a variant" for name in found})
+    pickles = sorted(Path(name).name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
+    if variants:
+        asked = f"no variant {variant!r}" if variant else "no weights without a variant"
+        return f"{str(folder)!r} has {asked}; it has: {', '.join(variants)}"
+    if pickles:
+        return (
+            f"{str(folder)!r} has no {single}, only {', '.join(pickles)}; pickles can run code and are "
+            f"never read: "
+            "load them where they were made and save with safe_serialization=True, or use python -m "
+            "conversion.convert"
+        )
+    return f"{str(folder)!r} has no weights ({single}); download or save the model again"
+
+
+def read_headers(files: list[Path]) -> dict[str, Header]:
+    """Tensor name -> (shape, safetensors' name of the type), without reading the tensors. Raises
+    `WeightsError`.
+    """
+    headers: dict[str, Header] = {}
+    for path in files:
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118  the file is no mapping, it only has this method
+                part = file.get_slice(name)
+                headers[name] = (tuple(part.get_shape()), part.get_dtype())
+    return headers
+
+
+def read_tensor(files: list[Path], name: str) -> torch.Tensor | None:
+    """One tensor by name from a model's files, or None if they do not have it. Raises `WeightsError`."""
+    for path in files:
+        with _opened(path) as file:
+            if name in file.keys():  # noqa: SIM118  the file is no mapping, it only has this method
+                return file.get_tensor(name)
+    return None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(_damaged(path, error)) from error
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(24).startswith(b"version https://git-lfs"):
+            return (
+                f"{str(path)!r} is a git-lfs pointer, not the weights; run `git lfs pull` in that repository"
+            )
+    return f"{str(path)!r} is cut off or damaged ({error}); download or save it again"
+
+
+def check_headers(model: torch.nn.Module, headers: Mapping[str, Header], where: str) -> None:
+    """Do these tensors fit the model, one for one?
+
+    Raises:
+        WeightsError: a tensor is missing, unexpected, misshapen or no floating-point number; it names them.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    problems = {
+        "is missing": sorted(set(expected) - set(headers)),
+        "is unexpected": sorted(set(headers) - set(expected)),
+    }
+    for problem, names in problems.items():
+        if names:
+            more = f" (and {len(names) - 1} more: {', '.join(names[1:4])}{', ...' * (len(names) > 4)})"
+            raise WeightsError(
+                f"the tensor {names[0]!r}{more if len(names) > 1 else ''} {problem} in {where}; its weights "
+                f"and its "
+                "config.json do not belong together, or the save was not whole"
+            )
+    for name, (shape, kind) in headers.items():
+        if shape != expected[name]:
+            raise WeightsError(
+                f"the tensor {name!r} in {where} has the shape {list(shape)}; config.json asks for "
+                f"{list(expected[name])}: the two do not belong together"
+            )
+        if kind not in _FLOATS:
+            raise WeightsError(
+                f"the tensor {name!r} in {where} has the type {kind}; allowed: {', '.join(_FLOATS)}"
+            )
+
+
+def check_finite(model: torch.nn.Module, where: str) -> None:
+    """Raise `WeightsError` for a NaN or infinite value; only `w_avg` may be NaN, all of it, which means "not
+    known".
+    """
+    for name, tensor in model.state_dict().items():
+        if tensor.is_meta or torch.isfinite(tensor).all():
+            continue
+        if name == "w_avg" and tensor.isnan().all():
+            continue
+        raise WeightsError(
+            f"the tensor {name!r} of {where} holds NaN or infinite values in {tensor.dtype}; the training "
+            f"run had "
+            "diverged, the file is damaged, or dtype= names a type with too small a range"
+        )
+
+
+@contextlib.contextmanager
+def saving(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder to save into; on success its files are put into `folder`, on any error none
+    are.
+
+    A new folder appears whole, by one rename. Into an existing one the files move one by one, each whole,
+    weights before configs; other files there stay (another variant, a model card). Raises `InputError` if it
+    cannot be written.
+    """
+    target = Path(os.path.abspath(Path(folder).expanduser()))
+    if not target.is_dir() or not any(target.iterdir()):
+        with whole_folder(target) as temporary, _system_errors():
+            yield temporary
+        return
+    staging = target / ".saving"
+    with whole_folder(staging, overwrite=True) as temporary, _system_errors():
+        yield temporary
+        for path in sorted(temporary.rglob("*"), key=lambda path: path.suffix == ".json"):
+            if path.is_file():
+                _move(path, target / path.relative_to(temporary))
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _move(new: Path, old: Path) -> None:
+    old.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(new, old)
+    match = _WEIGHTS.fullmatch(old.name)
+    if match and not match["shard"]:
+        # An index that a sharded save left here would be read before this file.
+        (old.parent / file_names(match["variant"])[1]).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """safetensors wraps the operating system's errors: unwrap them for `whole_folder`, which explains
+    them.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if not number:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def check_saving(safe_serialization: bool) -> None:
+    """Raise `InputError` where pickles are asked for."""
+    if not safe_serialization:
+        raise InputError(
+            "safe_serialization=False would write a pickle; this package writes safetensors only"
+        )
