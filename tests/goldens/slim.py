@@ -4,7 +4,7 @@
 the original code. Needed only if a recording is added or made again; no test runs it.
 
 * A checkpoint of plain data and `argparse.Namespace` is read and saved again without Adam's moments of
-  tensors of more than 64 elements; the container, the parameter groups, their order and the small states stay.
+  tensors of more than 64 elements; container, parameter groups, their order and small states stay.
 * The `mixed` checkpoint carries classes of a library that is not a dependency here, so it is copied as it is.
 * `full_size_shapes.json` keeps key -> shape of the three published or stated StyleNAT shapes.
 """

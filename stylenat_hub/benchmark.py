@@ -1,0 +1,247 @@
+"""How fast a generator runs here: against its own matrix products and against the gather formulation of
+attention.
+
+Everything is measured side by side in one run, because a machine's speed varies from run to run. Peak memory
+is taken in fresh processes, one per measurement, and includes Python, torch and the weights.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stylenat_hub import __version__, attention
+from stylenat_hub.errors import InputError
+from stylenat_hub.models.base import Generator
+from stylenat_hub.registry import create_model
+
+Shape = tuple[int, int, int]  # rows, inner size, columns of one matrix product
+
+
+def benchmark(
+    name: str,
+    *,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    threads: int | None = None,
+    repeats: int = 5,
+    gather: bool = True,
+) -> dict[str, Any]:
+    """Measure generation with random weights in the shape of `name` (as in `create_model`).
+
+    batch: images per call. repeats: timed calls of each kind, taken in turn; the median counts. gather:
+    measure the gather formulation too (slow, and it needs several times the memory).
+
+    Returns plain data: seconds per call, shares, ratios, GFLOP, peak memory in MiB, the machine and the
+    versions.
+    Raises `InputError` for a batch or repeats below 1, `UnknownModelError` for the name.
+    """
+    if batch < 1 or repeats < 1:
+        raise InputError(f"batch is {batch} and repeats is {repeats}; both must be 1 or more")
+    threads = threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    model, latents = _build(name, batch, dtype, device)
+    shapes = _matrix_products(model, latents)
+    block_shapes = [shape for path, shape in shapes if ".blocks." in path]
+    kinds: dict[str, Callable[[], float]] = {
+        "tiled": lambda: _generate(model, latents, "tiled"),
+        "matrix_products": _products(block_shapes, latents),
+    }
+    if gather:
+        kinds["gather"] = lambda: _generate(model, latents, "gather")
+    times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
+    for round_number in range(repeats + 1):
+        for kind, call in kinds.items():
+            with _attention_clock() as clock:
+                start = time.perf_counter()
+                call()
+                _wait(device)
+                elapsed = time.perf_counter() - start
+            if round_number:  # the first round warms caches up
+                times[kind].append((elapsed, clock[0]))
+    seconds = {kind: statistics.median(total for total, _ in runs) for kind, runs in times.items()}
+    inside = {kind: statistics.median(part for _, part in runs) for kind, runs in times.items()}
+    result: dict[str, Any] = {
+        "model": name,
+        "batch": batch,
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": threads,
+        "repeats": repeats,
+        "seconds": seconds,
+        "attention_seconds": {kind: value for kind, value in inside.items() if kind != "matrix_products"},
+        "attention_share": inside["tiled"] / seconds["tiled"],
+        "images_per_second": batch / seconds["tiled"],
+        "matrix_products_gflop": _gflop(block_shapes),
+        "all_linear_layers_gflop": _gflop([shape for _, shape in shapes]),
+        "ratio_to_matrix_products": seconds["tiled"] / seconds["matrix_products"],
+        "machine": _machine(device),
+    }
+    if gather:
+        result["gather_over_tiled"] = seconds["gather"] / seconds["tiled"]
+    if device == "cpu":
+        del model
+        result["peak_memory_mib"] = {
+            kind: _in_fresh_process(_peak_memory, name, batch, dtype, threads, kind)
+            for kind in kinds
+            if kind != "matrix_products"
+        }
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """A result of `benchmark` as Markdown."""
+    memory = result.get("peak_memory_mib", {})
+    rows = [
+        "| what | seconds | of it attention | peak MiB |",
+        "|---|---|---|---|",
+    ]
+    for kind, seconds in result["seconds"].items():
+        part = result["attention_seconds"].get(kind)
+        rows.append(
+            f"| {kind.replace('_', ' ')} | {seconds:.3f} | {'' if part is None else f'{part:.3f}'} | "
+            f"{f'{memory[kind]:.0f}' if kind in memory else ''} |"
+        )
+    head = (
+        f"{result['model']}, {result['dtype']}, batch {result['batch']}, {result['threads']} threads: "
+        f"{result['ratio_to_matrix_products']:.2f} times its {result['matrix_products_gflop']:.1f} GFLOP "
+        f"of matrix products, attention {100 * result['attention_share']:.0f} %"
+    )
+    if "gather_over_tiled" in result:
+        head += f"; the gather formulation takes {result['gather_over_tiled']:.1f} times as long"
+    return "\n".join([head, "", *rows])
+
+
+def _build(name: str, batch: int, dtype: torch.dtype, device: str) -> tuple[Generator, torch.Tensor]:
+    torch.manual_seed(0)
+    model = create_model(name).to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return model, torch.randn(batch, model.z_dim).to(device=device, dtype=dtype)
+
+
+@torch.no_grad()
+def _generate(model: Generator, latents: torch.Tensor, backend: str) -> None:
+    with attention.use_backend(backend):
+        model(latents)
+
+
+def _matrix_products(model: Generator, latents: torch.Tensor) -> list[tuple[str, Shape]]:
+    """Name and shape of the product in every linear layer, chunks of one layer put together."""
+    rows: dict[str, int] = {}
+    layers = {path: m for path, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    handles = [
+        layer.register_forward_hook(
+            lambda module, inputs, output, path=path: rows.__setitem__(
+                path, rows.get(path, 0) + output.shape[:-1].numel()
+            )
+        )
+        for path, layer in layers.items()
+    ]
+    _generate(model, latents, "tiled")
+    for handle in handles:
+        handle.remove()
+    return [
+        (path, (count, layers[path].in_features, layers[path].out_features)) for path, count in rows.items()
+    ]
+
+
+def _products(shapes: list[Shape], like: torch.Tensor) -> Callable[[], None]:
+    """A function that multiplies matrices of these shapes into outputs allocated beforehand."""
+    size = max(max(rows * inner, rows * columns, inner * columns) for rows, inner, columns in shapes)
+    left, right, out = (like.new_empty(size).normal_() for _ in range(3))
+
+    @torch.no_grad()
+    def call() -> None:
+        for rows, inner, columns in shapes:
+            a = left[: rows * inner].view(rows, inner)
+            b = right[: inner * columns].view(columns, inner)  # as a linear layer keeps its weight
+            torch.mm(a, b.t(), out=out[: rows * columns].view(rows, columns))
+
+    return call
+
+
+def _gflop(shapes: list[Shape]) -> float:
+    return sum(2 * rows * inner * columns for rows, inner, columns in shapes) / 1e9
+
+
+@contextmanager
+def _attention_clock() -> Iterator[list[float]]:
+    """Add up the seconds that attention backends take inside."""
+    total, originals = [0.0], {}
+
+    def timed(attend: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(q: torch.Tensor, *rest: Any) -> torch.Tensor:
+            _wait(q.device.type)
+            start = time.perf_counter()
+            out = attend(q, *rest)
+            _wait(q.device.type)
+            total[0] += time.perf_counter() - start
+            return out
+
+        return call
+
+    for backend in attention.BACKENDS.values():
+        originals[backend] = backend.attend
+        backend.attend = timed(backend.attend)
+    try:
+        yield total
+    finally:
+        for backend, attend in originals.items():
+            backend.attend = attend
+
+
+def _peak_memory(name: str, batch: int, dtype: torch.dtype, threads: int, backend: str) -> float:
+    """Peak resident memory of this process in MiB after three calls."""
+    torch.set_num_threads(threads)
+    model, latents = _build(name, batch, dtype, "cpu")
+    for _ in range(3):
+        _generate(model, latents, backend)
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux's getrusage would report the parent's peak where that is the higher one
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 2**10
+    import resource  # not on Windows, which has no such figure
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB elsewhere
+
+
+def _in_fresh_process(function: Callable[..., float], *args: Any) -> float:
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def _machine(device: str) -> dict[str, Any]:
+    processor = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
+    return {
+        "device": processor,
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "stylenat_hub": __version__,
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    """The processor's name, as well as the system tells it, with the widest instructions that torch uses."""
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+        name = models[0] if models else name
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"

@@ -1,0 +1,124 @@
+"""What holds for every family of the zoo, checked on its `tiny` preset."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stylenat_hub import attention, create_model
+from stylenat_hub.errors import UnknownModelError
+from stylenat_hub.models.base import Generator
+from stylenat_hub.registry import CHECKPOINTS, FAMILIES, find_checkpoint, list_models
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def generator(request) -> Generator:
+    """A tiny generator whose every parameter is away from zero, so that each of them shows in the picture."""
+    torch.manual_seed(0)
+    generator = create_model(f"{request.param}-tiny").eval()
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return generator
+
+
+def latents(generator: Generator, count: int) -> torch.Tensor:
+    return torch.randn(count, generator.z_dim, generator=torch.Generator().manual_seed(1))
+
+
+def test_shapes_and_finite_pictures(generator):
+    size = generator.resolution
+    with torch.no_grad():
+        ws = generator.mapping(latents(generator, 2))
+        images = generator(latents(generator, 2))
+        assert torch.equal(images, generator.synthesis(ws))
+    assert ws.shape == (2, generator.num_ws, generator.w_dim)
+    assert images.shape == (2, 3, size, size)
+    assert torch.isfinite(images).all()
+    assert (images[0] - images[1]).abs().max() > 1e-2  # two latents, two pictures
+
+
+def test_every_parameter_gets_a_gradient(generator):
+    generator(latents(generator, 2)).square().sum().backward()
+    for name, parameter in generator.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_gradient_checkpointing_changes_nothing(generator):
+    z = latents(generator, 2)
+    generator(z).square().sum().backward()
+    plain = [p.grad.clone() for p in generator.parameters()]
+    generator.zero_grad()
+    generator.enable_gradient_checkpointing()
+    generator(z).square().sum().backward()
+    for wanted, parameter in zip(plain, generator.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+
+
+def test_a_batch_is_its_samples(generator):
+    """Nothing may leak from one sample into another; sums in another order are all that may differ."""
+    z = latents(generator, 3)
+    with torch.no_grad():
+        together = generator(z)
+        alone = torch.cat([generator(part) for part in z.split(1)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=2e-5 * alone.abs().max().item())
+
+
+def test_attention_backends_draw_the_same_picture(generator):
+    z = latents(generator, 1).double()
+    generator = generator.double()
+    images = {}
+    with torch.no_grad():
+        for name in attention.BACKENDS:
+            with attention.use_backend(name):
+                images[name] = generator(z)
+    for image in images.values():
+        torch.testing.assert_close(image, images["reference"], rtol=0, atol=1e-10)
+
+
+def test_second_derivatives(generator):
+    """Path-length regularisation differentiates the gradient of the picture."""
+    ws = generator.mapping(latents(generator, 1))
+    (gradient,) = torch.autograd.grad(generator.synthesis(ws).square().sum(), ws, create_graph=True)
+    gradient.square().sum().backward()
+    assert generator.levels[1].blocks[0].attn.rpb[0].grad.abs().sum() > 0
+
+
+def test_casts_are_silent(generator, caplog, capsys):
+    generator.to(torch.bfloat16).to("cpu")
+    assert next(generator.parameters()).dtype == torch.bfloat16
+    assert capsys.readouterr().err == "" and not caplog.records
+
+
+def test_every_checkpoint_has_a_preset_of_its_size():
+    for checkpoint in CHECKPOINTS.values():
+        config = FAMILIES[checkpoint.family].config.preset(checkpoint.preset)
+        assert config.resolution == checkpoint.resolution
+        assert checkpoint.name.startswith(checkpoint.family + "-")
+        with torch.device("meta"):
+            model = create_model(f"{checkpoint.family}-{checkpoint.preset}")
+        assert sum(p.numel() for p in model.parameters()) == checkpoint.parameters
+
+
+def test_names():
+    assert list_models("stylenat-ffhq*") == ["stylenat-ffhq-1024", "stylenat-ffhq-256"]
+    assert find_checkpoint("stylenat-ffhq-256").resolution == 256
+    with pytest.raises(UnknownModelError, match="did you mean 'stylenat-ffhq-256'"):
+        find_checkpoint("stylnat-ffhq-256")
+    with pytest.raises(UnknownModelError, match="the zoo has stylenat-church-256"):
+        create_model("qqq")
+    assert create_model("stylenat-tiny", mlp_ratio=2).config.mlp_ratio == 2
+
+
+def test_autocast(generator):
+    """Mixed precision: bfloat16 products, pictures and gradients near those of float32."""
+    z = latents(generator, 2)
+    wanted = generator(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        image = generator(z)
+        with torch.no_grad():
+            inferred = generator(z)
+    for result in (image, inferred):
+        assert (result.float() - wanted).abs().mean() < 0.02 * wanted.abs().mean()
+    image.float().square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in generator.parameters())
