@@ -213,6 +213,19 @@ def test_inference_follows_changed_weights():
     )
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_after_inference_mode(backend):
+    """What inference_mode leaves in the caches must serve gradients afterwards."""
+    shape = (19, 22, (5, 5), (1, 3))  # of no other test, so that nothing is cached yet
+    inputs = random_inputs(shape)
+    options = {"kernel_size": shape[2], "dilation": shape[3], "backend": backend}
+    with torch.inference_mode():
+        q, k, v, _, rpb = inputs
+        wanted = neighborhood_attention(q, k, v, rpb=rpb, **options)
+    actual = forward_and_gradients(*inputs, **options)[0]
+    torch.testing.assert_close(actual, wanted, atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_chunks_do_not_change_the_result(shape, monkeypatch):
     inputs = random_inputs(shape)

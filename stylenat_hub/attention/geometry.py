@@ -44,4 +44,5 @@ def axis_neighbors(length: int, kernel_size: int, dilation: int) -> tuple[torch.
         window = range(start, start + kernel_size)
         keys.append([key * dilation + residue for key in window])
         index.append([bias_index(key, position, kernel_size) for key in window])
-    return torch.tensor(keys), torch.tensor(index)
+    with torch.inference_mode(False):  # cached tensors must serve gradients too, whoever asks first
+        return torch.tensor(keys), torch.tensor(index)

@@ -195,9 +195,10 @@ def _chunks(
 def _bias_rows(rows: _Run, columns: _Run, kernel_size: int, device: torch.device) -> torch.Tensor:
     """[Q * K] int64: place of each pair in the flattened table; (2k-1)^2, one past its end, where unseen."""
     side = 2 * kernel_size - 1
-    row, column = torch.tensor(rows.rows), torch.tensor(columns.rows)
-    row, column = row[:, None, :, None], column[None, :, None, :]  # [qh, qw, kh, kw] when broadcast
-    return torch.where((row < 0) | (column < 0), side * side, row * side + column).flatten().to(device)
+    with torch.inference_mode(False):  # cached, and gradients may need it later
+        row, column = torch.tensor(rows.rows), torch.tensor(columns.rows)
+        row, column = row[:, None, :, None], column[None, :, None, :]  # [qh, qw, kh, kw] when broadcast
+        return torch.where((row < 0) | (column < 0), side * side, row * side + column).flatten().to(device)
 
 
 def _bias(group: HeadGroup, rows: _Run, columns: _Run, like: torch.Tensor) -> torch.Tensor:
