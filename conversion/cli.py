@@ -7,16 +7,23 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 @app.command()
 def command(
     checkpoint: Annotated[
         Path | None,
-        typer.Argument(metavar="[CKPT]", help="Original checkpoint file (.pt, .pth).", show_default=False),
+        typer.Argument(metavar="CKPT", help="Original checkpoint file (.pt, .pth).", show_default=False),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", help="Folder to write; new or empty.")] = ...,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder to write; new or empty.", show_default=False)
+    ] = None,
     source: Annotated[
         str | None,
         typer.Option("--from", metavar="NAME", help="Download a published original by its zoo name."),
@@ -38,6 +45,8 @@ def command(
     """Convert an original StyleNAT checkpoint to safetensors, config and pipeline layout."""
     if (checkpoint is None) == (source is None):
         raise typer.BadParameter("name a checkpoint file or --from NAME, one of the two")
+    if output is None:
+        raise typer.BadParameter("name the folder to write with --output DIR")
     if preset is not None and config is not None:
         raise typer.BadParameter("--preset and --config exclude each other")
     if weights not in ("g_ema", "g"):

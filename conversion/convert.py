@@ -3,8 +3,8 @@
     python -m conversion.convert CKPT --output DIR
     python -m conversion.convert --from stylenat-ffhq-256 --output DIR
 
-`convert` does the work and can be imported; the command line prints what it found and turns errors into one
-line.
+`convert` does the work and can be imported; the command line prints what it found
+and turns errors into one line.
 """
 
 from __future__ import annotations
@@ -109,6 +109,8 @@ def convert(
     container = read_checkpoint(source, ignore_metadata=ignore_metadata)
     original = container.network(weights)
     family = _family_of(original, source.name)
+    if preset is not None:
+        preset = preset.removeprefix(f"{family.name}-")  # the zoo's names are taken too
     values = family.infer_config(original, args=container.args, preset=preset, config=config)
     generator = _build(family, values, family.convert_state_dict(original))
     discriminator = None if skip_discriminator else container.networks.get("d")

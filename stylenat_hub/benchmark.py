@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -44,8 +45,8 @@ def benchmark(
     batch: images per call. repeats: timed calls of each kind, taken in turn; the median counts. gather:
     measure the gather formulation too (slow, and it needs several times the memory).
 
-    Returns plain data: seconds per call, shares, ratios, GFLOP, peak memory in MiB, the machine and the
-    versions.
+    Returns plain data: seconds per call (the median, and the range: a wide one means a busy machine), shares,
+    ratios, GFLOP, peak memory in MiB, the machine and the versions.
     Raises `InputError` for a batch or repeats below 1, `UnknownModelError` for the name.
     """
     if batch < 1 or repeats < 1:
@@ -75,11 +76,15 @@ def benchmark(
     inside = {kind: statistics.median(part for _, part in runs) for kind, runs in times.items()}
     result: dict[str, Any] = {
         "model": name,
+        "command": shlex.join(["stylenat", *sys.argv[1:]]) if sys.argv[1:2] == ["benchmark"] else None,
         "batch": batch,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": threads,
         "repeats": repeats,
         "seconds": seconds,
+        "seconds_range": {
+            kind: [f(total for total, _ in runs) for f in (min, max)] for kind, runs in times.items()
+        },
         "attention_seconds": {kind: value for kind, value in inside.items() if kind != "matrix_products"},
         "attention_share": inside["tiled"] / seconds["tiled"],
         "images_per_second": batch / seconds["tiled"],
@@ -93,7 +98,7 @@ def benchmark(
     if device == "cpu":
         del model
         result["peak_memory_mib"] = {
-            kind: _in_fresh_process(_peak_memory, name, batch, dtype, threads, kind)
+            kind: in_fresh_process(peak_memory, name, batch, dtype, threads, kind)
             for kind in kinds
             if kind != "matrix_products"
         }
@@ -104,18 +109,19 @@ def table(result: dict[str, Any]) -> str:
     """A result of `benchmark` as Markdown."""
     memory = result.get("peak_memory_mib", {})
     rows = [
-        "| what | seconds | of it attention | peak MiB |",
-        "|---|---|---|---|",
+        "| what | seconds (median) | fastest to slowest | of it attention | peak MiB |",
+        "|---|---|---|---|---|",
     ]
     for kind, seconds in result["seconds"].items():
         part = result["attention_seconds"].get(kind)
-        rows.append(
-            f"| {kind.replace('_', ' ')} | {seconds:.3f} | {'' if part is None else f'{part:.3f}'} | "
-            f"{f'{memory[kind]:.0f}' if kind in memory else ''} |"
-        )
+        low, high = result["seconds_range"][kind]
+        inside = "" if part is None else f"{part:.3f}"
+        peak = f"{memory[kind]:.0f}" if kind in memory else ""
+        name = kind.replace("_", " ")
+        rows.append(f"| {name} | {seconds:.3f} | {low:.3f} to {high:.3f} | {inside} | {peak} |")
     head = (
         f"{result['model']}, {result['dtype']}, batch {result['batch']}, {result['threads']} threads: "
-        f"{result['ratio_to_matrix_products']:.2f} times its {result['matrix_products_gflop']:.1f} GFLOP "
+        f"{result['ratio_to_matrix_products']:.2f} times its {result['matrix_products_gflop']:.3g} GFLOP "
         f"of matrix products, attention {100 * result['attention_share']:.0f} %"
     )
     if "gather_over_tiled" in result:
@@ -200,8 +206,8 @@ def _attention_clock() -> Iterator[list[float]]:
             backend.attend = attend
 
 
-def _peak_memory(name: str, batch: int, dtype: torch.dtype, threads: int, backend: str) -> float:
-    """Peak resident memory of this process in MiB after three calls."""
+def peak_memory(name: str, batch: int, dtype: torch.dtype, threads: int, backend: str) -> float:
+    """Peak resident memory of this process in MiB after three calls of a full-size model."""
     torch.set_num_threads(threads)
     model, latents = _build(name, batch, dtype, "cpu")
     for _ in range(3):
@@ -216,9 +222,10 @@ def _peak_memory(name: str, batch: int, dtype: torch.dtype, threads: int, backen
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB elsewhere
 
 
-def _in_fresh_process(function: Callable[..., float], *args: Any) -> float:
+def in_fresh_process(function: Callable[..., float], *args: Any, **kwargs: Any) -> float:
+    """Call a function of a module in a new process that shares no memory with this one."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
+        return pool.submit(function, *args, **kwargs).result()
 
 
 def _wait(device: str) -> None:

@@ -73,9 +73,7 @@ class Dtype(str, Enum):
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`0-3,7` -> [0, 1, 2, 3, 7], each seed once. Raises `typer.BadParameter`, which names the part that is
-    wrong.
-    """
+    """`0-3,7` -> [0, 1, 2, 3, 7], each seed once. Raises `typer.BadParameter`, naming the wrong part."""
     seeds: dict[int, None] = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?", part)
@@ -97,9 +95,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps` -> the device. Raises `InputError` if this machine does not have
-    it.
-    """
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps` -> the device. Raises `InputError` if it is not there."""
     import torch
 
     cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
@@ -135,14 +131,15 @@ def builtin_model() -> str:
     names = builtin_models()
     if not names:
         raise InputError(
-            "this version ships no trained model yet, so name one: a folder written by python -m "
-            "conversion.convert, or "
-            "a Hub id (`stylenat list` shows the zoo)"
+            "this version ships no trained model yet, so name one: a folder that python -m "
+            "conversion.convert wrote, or a Hub id (`stylenat list` shows the zoo)"
         )
     return names[0]
 
 
 Debug = Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of an error.")]
+Variant = Annotated[str | None, typer.Option(help="Weights saved under this name, such as bf16.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -184,12 +181,15 @@ def generate(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 8,
     device: Annotated[str, typer.Option(callback=_device, help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[Dtype, typer.Option(help="Type to compute in.")] = Dtype.float32,
+    variant: Variant = None,
+    revision: Revision = None,
 ) -> None:
     """Draw one PNG picture per seed."""
     from stylenat_hub import pictures
 
     pictures.check_writable(output)
-    pipeline = load_pipeline(model or builtin_model(), device, dtype.value)
+    source = {"variant": variant, "revision": revision}
+    pipeline = load_pipeline(model or builtin_model(), device, dtype.value, **source)
     label = {"version": _software()}
     options = {
         "truncation_psi": truncation,
@@ -202,14 +202,19 @@ def generate(
     typer.echo(f"wrote {written.count} picture{'s' * (written.count != 1)}{also} to {written.folder}")
 
 
-def load_pipeline(model: str, device: str, dtype: str) -> Any:
-    """A `GANPipeline` on a device (see `choose_device`), in a type named as torch names it."""
+def load_pipeline(model: str, device: str, dtype: str, **source: Any) -> Any:
+    """A `GANPipeline` on a device (see `choose_device`), in a type named as torch names it.
+
+    source: further arguments of `GANPipeline.from_pretrained`.
+    """
     import torch
 
     from stylenat_hub.pipeline import GANPipeline
 
     chosen = choose_device(device)
-    pipeline = GANPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(chosen)
+    pipeline = GANPipeline.from_pretrained(model, dtype=getattr(torch, dtype), **source)
+    if chosen.type != "cpu":  # where it is; diffusers would warn that float16 cannot run there, and it can
+        pipeline.to(chosen)
     pipeline.set_progress_bar_config(desc="pictures", unit="", leave=False, file=sys.stderr)
     return pipeline
 
@@ -244,12 +249,14 @@ def info(
         str | None,
         typer.Argument(help="Zoo name, folder or Hub id; default: the built-in model.", show_default=False),
     ] = None,
+    variant: Variant = None,
+    revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a model's configuration, levels, parameters and weights."""
     from stylenat_hub.summary import describe, render
 
-    facts = describe(model or builtin_model())
+    facts = describe(model or builtin_model(), variant=variant, revision=revision)
     typer.echo(json.dumps(facts, indent=2) if as_json else render(facts))
 
 
@@ -257,7 +264,7 @@ def info(
 def benchmark(
     model: Annotated[
         str,
-        typer.Argument(help="Shape to measure, as in `stylenat list`, or a preset such as stylenat-tiny."),
+        typer.Argument(help="Shape to build: a name of `stylenat list`, or stylenat-tiny (no folders)."),
     ] = "stylenat-ffhq-256",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
     device: Annotated[str, typer.Option(callback=_device, help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
@@ -267,7 +274,10 @@ def benchmark(
     gather: Annotated[bool, typer.Option(help="Measure the gather formulation of attention too.")] = True,
     output: Annotated[Path | None, typer.Option(help="Also write the result as JSON to this file.")] = None,
 ) -> None:
-    """Time generation with random weights against its matrix products and against gathered attention."""
+    """Time a model's shape with random weights.
+
+    Generation is timed against the matrix products of its blocks and against gathered attention.
+    """
     import torch
 
     from stylenat_hub import benchmark as measure

@@ -15,9 +15,7 @@ class ConfigError(StyleNATHubError, ValueError):
 
 
 class WeightsError(StyleNATHubError, ValueError):
-    """Weights do not fit the model: a tensor is missing, unexpected, misshapen or not finite, or a file is
-    damaged.
-    """
+    """Weights do not fit: a tensor is missing, unexpected, misshapen or not finite, or a file is damaged."""
 
 
 class UnknownModelError(StyleNATHubError, LookupError):

@@ -107,9 +107,7 @@ def load_model(
 
 
 def load_generator(source: str | os.PathLike[str], **kwargs: Any) -> Any:
-    """Load a generator of whichever family its `config.json` names; arguments and errors as in
-    `load_model`.
-    """
+    """Load a generator of whichever family its `config.json` names; see `load_model`."""
     location_arguments = {name: kwargs.pop(name) for name in _LOCATE_ARGUMENTS & set(kwargs)}
     variant, dtype = kwargs.pop("variant", None), kwargs.pop("dtype", None)
     location = locate(source, variant=variant, **location_arguments)
@@ -185,9 +183,7 @@ def locate(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Location:
-    """Where `source` lies on this machine, after a download if it is a Hub id. Arguments, errors:
-    `load_model`.
-    """
+    """Where `source` lies on this machine, downloaded if it is a Hub id. See `load_model`."""
     if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
         raise InputError(f"the model is {source!r}; give a zoo name, a folder or a Hub id (org/name)")
     name = os.fspath(source)
@@ -241,8 +237,7 @@ def _model_folder(root: Path, subfolder: str | None) -> Path:
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"{str(folder)!r} is no model folder: it has no config.json; give a folder that save_pretrained "
-            f"or "
-            "python -m conversion.convert wrote"
+            "or python -m conversion.convert wrote"
         )
     return folder
 
@@ -289,9 +284,7 @@ def _lister(name: str, revision: str | None, token: str | bool | None) -> Callab
 
 @contextlib.contextmanager
 def _hub_sentences(name: str, revision: str | None, offline: bool) -> Iterator[None]:
-    """One sentence for each way in which the Hub can fail; its own errors come with requests, links and
-    advice.
-    """
+    """One sentence for each way in which the Hub can fail; its own errors span several lines."""
     no_folder = f"there is no folder {name!r} here"
     try:
         yield

@@ -1,6 +1,4 @@
-"""Pictures as PNG files: one per seed and a grid of them, each written whole and labelled with how it was
-made.
-"""
+"""Pictures as PNG files: one per seed and a grid, written whole and labelled with how they were made."""
 
 from __future__ import annotations
 
@@ -109,9 +107,7 @@ def check_writable(folder: Path) -> None:
 
 
 class Grid:
-    """A picture of `count` cells in reading order, near-square; `resolution` is the side of a picture in
-    px.
-    """
+    """A near-square picture of `count` cells in reading order, each `resolution` px wide."""
 
     def __init__(self, count: int, resolution: int) -> None:
         self.columns = math.ceil(math.sqrt(count))

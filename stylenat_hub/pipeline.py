@@ -57,9 +57,7 @@ class GANPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], **kwargs: Any) -> Self:
-        """Load from a zoo name, a pipeline or model folder, or a Hub id; arguments, errors:
-        `hub.load_model`.
-        """
+        """Load from a zoo name, a pipeline or model folder, or a Hub id; see `hub.load_model`."""
         pipeline = cls(generator=hub.load_generator(source, **kwargs))
         path = Path(source).expanduser()
         # Of a folder only the last name: what pictures carry should not tell where somebody keeps their
@@ -75,9 +73,7 @@ class GANPipeline(DiffusionPipeline):
         max_shard_size: int | str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write `model_index.json` and `generator/`, whole or not at all; arguments as diffusers' (see
-        `hub.save`).
-        """
+        """Write `model_index.json` and `generator/`, whole or not at all; arguments: `hub.save`."""
         kwargs |= {
             "safe_serialization": safe_serialization,
             "variant": variant,
@@ -123,8 +119,7 @@ class GANPipeline(DiffusionPipeline):
     ) -> Iterator[GANPipelineOutput]:
         """Yield the pictures batch by batch, so that never more than `batch_size` are in memory.
 
-        Arguments and errors as in `__call__`; they are checked here and now, before the first batch is asked
-        for.
+        Arguments and errors as in `__call__`; they are checked at once, before the first batch.
         """
         seeds = check_seeds(seeds)
         if isinstance(truncation_psi, bool) or not isinstance(truncation_psi, (int, float, np.floating)):
@@ -186,9 +181,7 @@ def latents(seeds: Sequence[int], z_dim: int) -> torch.Tensor:
 
 
 def check_seeds(seeds: Iterable[int] | int) -> Sequence[int]:
-    """The seeds as a sequence of int (a range stays one). Raises `InputError`, which names the first bad
-    one.
-    """
+    """The seeds as a sequence of int (a range stays one). Raises `InputError`, naming the bad one."""
     if isinstance(seeds, str) or not isinstance(seeds, (int, Iterable)):
         raise InputError(f"seeds is {seeds!r}; allowed: a whole number or several, such as range(8)")
     # A long range is checked by its ends: it may be longer than a list could be.

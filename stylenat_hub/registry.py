@@ -13,6 +13,7 @@ from stylenat_hub.models.family import Checkpoint, Family
 __all__ = [
     "CHECKPOINTS",
     "FAMILIES",
+    "SHAPES",
     "Checkpoint",
     "Family",
     "create_model",
@@ -24,6 +25,13 @@ FAMILIES: dict[str, Family] = {family.name: family for family in (stylenat.FAMIL
 
 CHECKPOINTS: dict[str, Checkpoint] = {
     checkpoint.name: checkpoint for family in FAMILIES.values() for checkpoint in family.checkpoints
+}
+
+# every shape that `create_model` builds: `family-preset` -> (family, preset)
+SHAPES: dict[str, tuple[Family, str]] = {
+    f"{family.name}-{preset}": (family, preset)
+    for family in FAMILIES.values()
+    for preset in family.config.presets
 }
 
 
@@ -40,13 +48,10 @@ def create_model(name: str, **overrides: object) -> Generator:
         UnknownModelError: no such name; the nearest ones are offered.
         ConfigError: an override that is not allowed.
     """
-    for family in FAMILIES.values():
-        preset = name.removeprefix(family.name + "-")
-        if preset != name and preset in family.config.presets:
-            return family.generator(family.config.preset(preset, **overrides))
-    raise UnknownModelError(
-        _unknown(name, [f"{f.name}-{p}" for f in FAMILIES.values() for p in f.config.presets])
-    )
+    if name not in SHAPES:
+        raise UnknownModelError(_unknown(name, list(SHAPES)))
+    family, preset = SHAPES[name]
+    return family.generator(family.config.preset(preset, **overrides))
 
 
 def find_checkpoint(name: str) -> Checkpoint:
@@ -59,6 +64,6 @@ def find_checkpoint(name: str) -> Checkpoint:
 def _unknown(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = (
-        f"did you mean {' or '.join(map(repr, near))}?" if near else f"the zoo has {', '.join(sorted(known))}"
+        f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(sorted(known))}"
     )
-    return f"there is no model {name!r} in the zoo; {hint}"
+    return f"there is no model {name!r}; {hint}"

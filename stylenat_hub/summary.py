@@ -1,6 +1,4 @@
-"""What is known about a model, as plain data (`describe`) and as text (`render`), without loading its
-weights.
-"""
+"""What is known about a model, as plain data (`describe`) and as text (`render`), its weights unread."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ import torch
 
 from stylenat_hub import hub
 from stylenat_hub.models.config import ModelConfig
-from stylenat_hub.registry import CHECKPOINTS, FAMILIES, list_models
+from stylenat_hub.registry import CHECKPOINTS, SHAPES, list_models
 from stylenat_hub.weights import check_headers, read_headers, read_json, read_tensor, weight_files
 
 _LEVEL_MODULES = ("levels", "to_rgb")  # numbered by level in a generator of this package
@@ -26,12 +24,9 @@ def describe(source: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:
     A zoo name whose weights are not on this machine gives the record and the facts of its shape; `weights`
     then says how to get them. kwargs, errors: as `hub.locate` and `hub.load_model`.
     """
-    record = CHECKPOINTS.get(os.fspath(source))
-    if record and not os.path.isdir(source) and record.name not in hub.builtin_models():
-        family = FAMILIES[record.family]
-        facts = _shape(family.generator, family.config.preset(record.preset))
-        weights = hub.without_weights(record.name)
-        return {"name": record.name, "record": dataclasses.asdict(record), **facts, "weights": weights}
+    name = os.fspath(source)
+    if name in SHAPES and not os.path.isdir(name) and name not in hub.builtin_models():
+        return _without_weights(name)
     location = hub.locate(source, **kwargs)
     cls = hub.generator_class(location.folder)
     config = cls.config_class.from_dict(read_json(location.folder / "config.json"))
@@ -47,10 +42,17 @@ def describe(source: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:
     return {"name": location.name, **_shape(cls, config), "weights": weights}
 
 
+def _without_weights(name: str) -> dict[str, Any]:
+    """Facts of a checkpoint that is not here, or of a preset that has none."""
+    family, preset = SHAPES[name]
+    facts = {"name": name, **_shape(family.generator, family.config.preset(preset))}
+    if name not in CHECKPOINTS:
+        return {**facts, "weights": f"none: a shape; stylenat_hub.create_model({name!r}) builds it untrained"}
+    return {**facts, "record": dataclasses.asdict(CHECKPOINTS[name]), "weights": hub.without_weights(name)}
+
+
 def list_checkpoints(pattern: str = "*") -> list[dict[str, Any]]:
-    """The zoo's records whose names match a shell pattern, each with `builtin`: do its weights ship in this
-    package?
-    """
+    """The zoo's records whose names match a shell pattern, each with `builtin`: do its weights ship?"""
     builtin = hub.builtin_models()
     names = list_models(pattern)
     return [{**dataclasses.asdict(CHECKPOINTS[name]), "builtin": name in builtin} for name in names]

@@ -1,7 +1,7 @@
 """The files of a saved model: which there are, what is in them, and writing them whole.
 
-A model folder holds `config.json` and `diffusion_pytorch_model[.VARIANT].safetensors`, or shards of it with
-an index.
+A model folder holds `config.json` and `diffusion_pytorch_model[.VARIANT].safetensors`, or shards and an
+index.
 """
 
 from __future__ import annotations
@@ -104,9 +104,7 @@ def _no_weights(folder: Path, single: str, variant: str | None, names: list[str]
 
 
 def read_headers(files: list[Path]) -> dict[str, Header]:
-    """Tensor name -> (shape, safetensors' name of the type), without reading the tensors. Raises
-    `WeightsError`.
-    """
+    """Tensor name -> (shape, safetensors' name of the type), tensors unread. Raises `WeightsError`."""
     headers: dict[str, Header] = {}
     for path in files:
         with _opened(path) as file:
@@ -159,8 +157,7 @@ def check_headers(model: torch.nn.Module, headers: Mapping[str, Header], where: 
             more = f" (and {len(names) - 1} more: {', '.join(names[1:4])}{', ...' * (len(names) > 4)})"
             raise WeightsError(
                 f"the tensor {names[0]!r}{more if len(names) > 1 else ''} {problem} in {where}; its weights "
-                f"and its "
-                "config.json do not belong together, or the save was not whole"
+                "and its config.json do not belong together, or the save was not whole"
             )
     for name, (shape, kind) in headers.items():
         if shape != expected[name]:
@@ -175,29 +172,25 @@ def check_headers(model: torch.nn.Module, headers: Mapping[str, Header], where: 
 
 
 def check_finite(model: torch.nn.Module, where: str) -> None:
-    """Raise `WeightsError` for a NaN or infinite value; only `w_avg` may be NaN, all of it, which means "not
-    known".
-    """
+    """Raise `WeightsError` for NaN or infinity; only `w_avg` may be NaN, all of it: "not known"."""
     for name, tensor in model.state_dict().items():
         if tensor.is_meta or torch.isfinite(tensor).all():
             continue
         if name == "w_avg" and tensor.isnan().all():
             continue
         raise WeightsError(
-            f"the tensor {name!r} of {where} holds NaN or infinite values in {tensor.dtype}; the training "
-            f"run had "
+            f"the tensor {name!r} of {where} holds NaN or infinite values in {tensor.dtype}; training had "
             "diverged, the file is damaged, or dtype= names a type with too small a range"
         )
 
 
 @contextlib.contextmanager
 def saving(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder to save into; on success its files are put into `folder`, on any error none
-    are.
+    """Yield a temporary folder to save into; on success its files move into `folder`, on an error none do.
 
     A new folder appears whole, by one rename. Into an existing one the files move one by one, each whole,
-    weights before configs; other files there stay (another variant, a model card). Raises `InputError` if it
-    cannot be written.
+    weights before configs; other files there stay (another variant, a model card).
+    Raises `InputError` if it cannot be written.
     """
     target = Path(os.path.abspath(Path(folder).expanduser()))
     if not target.is_dir() or not any(target.iterdir()):
@@ -224,9 +217,7 @@ def _move(new: Path, old: Path) -> None:
 
 @contextlib.contextmanager
 def _system_errors() -> Iterator[None]:
-    """safetensors wraps the operating system's errors: unwrap them for `whole_folder`, which explains
-    them.
-    """
+    """Unwrap the operating system's errors from safetensors' for `whole_folder`, which explains them."""
     try:
         yield
     except SafetensorError as error:

@@ -201,16 +201,28 @@ def test_a_smaller_kernel_reads_the_centre_of_the_table():
     torch.testing.assert_close(mixed[..., 1:, :], small, atol=1e-12, rtol=0)
 
 
-def test_inference_follows_changed_weights():
-    """The bias is cached in inference; a table changed in place, even through `.data`, must not be missed."""
+@pytest.mark.parametrize("several", [False, True], ids=["one-table", "several-tables"])
+def test_inference_caches_the_bias_and_follows_changed_weights(several, monkeypatch):
+    """The expanded bias is built once per table; a table changed in place, even by `.data`, is seen."""
     q, k, v, _, rpb = random_inputs((16, 16, (7, 7), (1, 1)), torch.float32)
-    before = neighborhood_attention(q, k, v, kernel_size=7, rpb=rpb)
-    rpb.data.mul_(-3)
-    after = neighborhood_attention(q, k, v, kernel_size=7, rpb=rpb)
+    tables = [rpb[:1].clone(), rpb[1:].clone()] if several else rpb
+    built = []
+    build = tiled._build_bias
+    monkeypatch.setattr(tiled, "_build_bias", lambda *args: built.append(1) or build(*args))
+
+    def attend():
+        return neighborhood_attention(q, k, v, kernel_size=7, rpb=tables)
+
+    before, first = attend(), len(built)
+    assert torch.equal(attend(), before) and len(built) == first > 0
+    for table in tables if several else [tables]:
+        table.data.mul_(-3)
+    after = attend()
+    assert len(built) == 2 * first
     assert not torch.allclose(before, after)
-    torch.testing.assert_close(
-        after, neighborhood_attention(q, k, v, kernel_size=7, rpb=rpb.clone()), atol=0, rtol=0
-    )
+    rpb = torch.cat(tables) if several else tables
+    expected = neighborhood_attention(q, k, v, kernel_size=7, rpb=rpb.clone())
+    torch.testing.assert_close(after, expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -226,14 +238,38 @@ def test_gradients_after_inference_mode(backend):
     torch.testing.assert_close(actual, wanted, atol=1e-12, rtol=0)
 
 
+def problems_per_call(monkeypatch):
+    """Spy: (tiles * heads, bytes of q, k and v) of every call of scaled_dot_product_attention."""
+    calls = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(q, k, v, **options):
+        calls.append((len(q) * q.shape[1], 4 * (q.numel() + k.numel() + v.numel())))
+        return attend(q, k, v, **options)
+
+    monkeypatch.setattr(tiled.F, "scaled_dot_product_attention", spy)
+    return calls
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_chunks_do_not_change_the_result(shape, monkeypatch):
     inputs = random_inputs(shape)
     options = {"kernel_size": shape[2], "dilation": shape[3], "backend": "tiled"}
     whole = forward_and_gradients(*inputs, **options)
     monkeypatch.setitem(tiled.CHUNK_BYTES, "cpu", 1)  # every tile by itself
+    calls = problems_per_call(monkeypatch)
     for actual, wanted in zip(forward_and_gradients(*inputs, **options), whole, strict=True):
         torch.testing.assert_close(actual, wanted, atol=1e-12, rtol=0)
+    assert max(problems for problems, _ in calls) <= max(shape[2].count(k) for k in shape[2])
+
+
+def test_memory_is_bounded(monkeypatch):
+    """However large the picture and the batch, one call works on tiles of a few megabytes."""
+    calls = problems_per_call(monkeypatch)
+    q = torch.zeros(2, 128, 128, 2, 16)
+    neighborhood_attention(q, q, q, kernel_size=7, dilation=(1, 4))
+    assert max(size for _, size in calls) <= tiled.CHUNK_BYTES["cpu"]
+    assert sum(size for _, size in calls) > 3 * tiled.CHUNK_BYTES["cpu"]
 
 
 def test_batch_larger_than_the_grid_of_one_call(monkeypatch):
@@ -241,9 +277,32 @@ def test_batch_larger_than_the_grid_of_one_call(monkeypatch):
     inputs = random_inputs((16, 16, (7, 7), (2, 2)), batch=5)
     options = {"kernel_size": 7, "dilation": 2, "backend": "tiled"}
     whole = forward_and_gradients(*inputs, **options)
-    monkeypatch.setattr(tiled, "MAX_PROBLEMS", 3)
+    monkeypatch.setattr(tiled, "MAX_PROBLEMS", 6)
+    calls = problems_per_call(monkeypatch)
     for actual, wanted in zip(forward_and_gradients(*inputs, **options), whole, strict=True):
         torch.testing.assert_close(actual, wanted, atol=1e-12, rtol=0)
+    assert max(problems for problems, _ in calls) <= 6
+
+
+def test_half_precision_gradients_are_summed_in_float32():
+    """The bias gets its gradient from every token: summed in 8 bits it would be far off."""
+    inputs = random_inputs((64, 64, (7,), (1,)), torch.bfloat16, batch=4)
+    actual = forward_and_gradients(*inputs, kernel_size=7, dilation=1, backend="tiled")[-1]
+    wanted = forward_and_gradients(
+        *(x.double() for x in inputs), kernel_size=7, dilation=1, backend="gather"
+    )[-1]
+    torch.testing.assert_close(actual.double(), wanted, atol=0.006 * wanted.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_caches_do_not_depend_on_who_came_first(backend):
+    """Neither a default device nor inference_mode at the first call may spoil the cached geometry."""
+    shape = (17, 20, (3, 3), (1, 4))  # of no other test
+    inputs = random_inputs(shape)
+    options = {"kernel_size": shape[2], "dilation": shape[3], "backend": backend}
+    with torch.inference_mode(), torch.device("meta"):
+        neighborhood_attention(*(x for x in inputs[:3]), rpb=inputs[4], **options)
+    assert torch.isfinite(forward_and_gradients(*inputs, **options)[0]).all()
 
 
 @pytest.mark.parametrize(
@@ -270,11 +329,14 @@ def test_bad_arguments_say_what_is_allowed(options, message):
 
 def test_bad_tensors_say_what_is_allowed():
     q = torch.zeros(1, 8, 9, 2, 4)
+    for rpb in (torch.zeros(2, 5, 5, device="meta"), torch.zeros(2, 5, 5, dtype=torch.int)):
+        with pytest.raises(InputError, match="must be a floating type on the device of q, cpu"):
+            neighborhood_attention(q, q, q, kernel_size=3, rpb=rpb)
     for tensors, message in [
         ((q[0], q[0], q[0]), r"allowed: \[batch, height, width, heads, head dim\]"),
         ((q, q[:, :, :8], q), "they must agree"),
-        ((q, q, q.double()), "one floating dtype"),
-        ((q.int(), q.int(), q.int()), "one floating dtype"),
+        ((q, q, q.double()), "allowed: one of torch.float64"),
+        ((q.int(), q.int(), q.int()), "allowed: one of torch.float64"),
         ((q[:0], q[:0], q[:0]), "every size must be 1 or more"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stylenat_hub import attention, create_model
-from stylenat_hub.errors import UnknownModelError
+from stylenat_hub import attention, benchmark, create_model
+from stylenat_hub.errors import InputError, UnknownModelError
 from stylenat_hub.models.base import Generator
 from stylenat_hub.registry import CHECKPOINTS, FAMILIES, find_checkpoint, list_models
 
@@ -105,7 +105,7 @@ def test_names():
     assert find_checkpoint("stylenat-ffhq-256").resolution == 256
     with pytest.raises(UnknownModelError, match="did you mean 'stylenat-ffhq-256'"):
         find_checkpoint("stylnat-ffhq-256")
-    with pytest.raises(UnknownModelError, match="the zoo has stylenat-church-256"):
+    with pytest.raises(UnknownModelError, match="there are stylenat-church-256"):
         create_model("qqq")
     assert create_model("stylenat-tiny", mlp_ratio=2).config.mlp_ratio == 2
 
@@ -122,3 +122,30 @@ def test_autocast(generator):
         assert (result.float() - wanted).abs().mean() < 0.02 * wanted.abs().mean()
     image.float().square().sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in generator.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "mib"),
+    [("stylenat-ffhq-256", 1600), ("stylenat-church-256", 1600), ("stylenat-ffhq-1024", 8000)],
+)
+def test_full_size_fits_into_memory(name, mib):
+    """One picture of the full size in float32, in a fresh process: torch, weights and work together."""
+    options = {"batch": 1, "dtype": torch.float32, "threads": torch.get_num_threads(), "backend": "tiled"}
+    assert 200 < benchmark.in_fresh_process(benchmark.peak_memory, name, **options) < mib
+
+
+def test_benchmark_measures_both_formulations():
+    result = benchmark.benchmark("stylenat-tiny", repeats=2, batch=2)
+    assert set(result["seconds"]) == {"tiled", "gather", "matrix_products"}
+    assert all(
+        low <= result["seconds"][kind] <= high for kind, (low, high) in result["seconds_range"].items()
+    )
+    assert 0 < result["attention_share"] < 1
+    # every block's linear layers, by hand: 24 C^2 FLOP per token and block, 2 blocks per level, 2 pictures
+    tokens_and_widths = [(16, 32), (64, 32), (256, 32), (1024, 16)]
+    flop = sum(2 * 2 * 24 * width**2 * tokens for tokens, width in tokens_and_widths)
+    assert result["matrix_products_gflop"] == pytest.approx(flop / 1e9)
+    assert "gather" in benchmark.table(result)
+    with pytest.raises(InputError, match="batch is 0"):
+        benchmark.benchmark("stylenat-tiny", batch=0)

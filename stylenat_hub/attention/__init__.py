@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 
 import torch
 
@@ -17,7 +18,8 @@ from stylenat_hub.errors import InputError
 
 BACKENDS = {"tiled": tiled, "gather": gather, "reference": reference}
 AUTO = ("tiled",)
-_forced: list[str] = []  # what `use_backend` puts in the place of "auto", innermost last
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_auto: ContextVar[str] = ContextVar("auto", default="auto")  # what `use_backend` puts in its place
 
 
 def neighborhood_attention(
@@ -43,13 +45,12 @@ def neighborhood_attention(
 
     Returns:
         [B, H, W, N, D] in the dtype of q. First derivatives of all tensors; second derivatives too, at the
-        cost of `gather`'s memory.
+        cost of `gather`'s memory. Transforms of torch.func need backend="gather" or "reference".
 
     Raises:
         InputError: shapes, sizes or dtypes that do not fit, or a backend that cannot do the job.
 
-    Source: arXiv 2204.07143 (NA), 2209.15001 (dilation), 2211.05770 (partitions); see `geometry` for the
-    borders.
+    Source: arXiv 2204.07143 (NA), 2209.15001 (dilation), 2211.05770 (partitions). Borders: `geometry`.
     """
     _check(q, k, v)
     groups = head_groups(q.shape[3], kernel_size, dilation, rpb)
@@ -60,28 +61,34 @@ def neighborhood_attention(
                 f"kernel_size * dilation is {group.kernel_size} * {group.dilation} = {reach} on a grid of "
                 f"{q.shape[1]} x {q.shape[2]} tokens; it must not exceed the smaller side"
             )
+        table = group.table
+        if table is not None and (table.device != q.device or not table.is_floating_point()):
+            raise InputError(
+                f"rpb is {table.dtype} on {table.device}; it must be a floating type on the "
+                f"device of q, {q.device}"
+            )
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     return _backend(backend, q, groups).attend(q, k, v, groups, scale)
 
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Let "auto" mean one backend inside a `with`, for whole models: to debug or to compare. Not per thread.
+    """Let "auto" mean one backend inside a `with`, for whole models: to debug or to compare.
 
-    Raises `InputError` for an unknown name.
+    Other threads are not affected. Gradient checkpointing runs forward passes again, outside of it if the
+    gradient is taken outside. Raises `InputError` for an unknown name.
     """
     if name not in BACKENDS:
         raise InputError(f"there is no attention backend {name!r}; allowed: {', '.join(BACKENDS)}")
-    _forced.append(name)
+    token = _auto.set(name)
     try:
         yield
     finally:
-        _forced.pop()
+        _auto.reset(token)
 
 
 def _backend(name: str, q: torch.Tensor, groups: Sequence) -> object:
-    if name == "auto" and _forced:
-        name = _forced[-1]
+    name = _auto.get() if name == "auto" else name
     if name == "auto":
         reasons = {candidate: BACKENDS[candidate].unsupported(q, groups) for candidate in AUTO}
         for candidate, reason in reasons.items():
@@ -107,8 +114,10 @@ def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         raise InputError(
             f"q, k, v have the shapes {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}; they must agree"
         )
-    if not q.is_floating_point() or q.dtype != k.dtype or q.dtype != v.dtype:
-        raise InputError(f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; they must be one floating dtype")
+    if q.dtype not in DTYPES or q.dtype != k.dtype or q.dtype != v.dtype:
+        raise InputError(
+            f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; allowed: one of {', '.join(map(str, DTYPES))}"
+        )
     if q.device != k.device or q.device != v.device:
         raise InputError(f"q, k, v are on {q.device}, {k.device}, {v.device}; they must be on one device")
     if q.numel() == 0:

@@ -45,4 +45,4 @@ def axis_neighbors(length: int, kernel_size: int, dilation: int) -> tuple[torch.
         keys.append([key * dilation + residue for key in window])
         index.append([bias_index(key, position, kernel_size) for key in window])
     with torch.inference_mode(False):  # cached tensors must serve gradients too, whoever asks first
-        return torch.tensor(keys), torch.tensor(index)
+        return torch.tensor(keys, device="cpu"), torch.tensor(index, device="cpu")

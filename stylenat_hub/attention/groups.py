@@ -1,11 +1,11 @@
-"""Head groups: the runs of heads that share one kernel size and one dilation (the partitions of Hydra
-attention).
-"""
+"""Head groups: runs of heads with one kernel size and one dilation, the partitions of Hydra attention."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -14,9 +14,7 @@ from stylenat_hub.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class HeadGroup:
-    """Heads `start` to `stop` (exclusive) with their kernel size, dilation and bias table [n, 2k-1, 2k-1] or
-    None.
-    """
+    """Heads `start` to `stop` (exclusive), kernel size, dilation and bias table [n, 2k-1, 2k-1] or None."""
 
     start: int
     stop: int
@@ -39,9 +37,7 @@ def head_groups(
     dilation: int | Sequence[int],
     rpb: torch.Tensor | Sequence[torch.Tensor] | None,
 ) -> list[HeadGroup]:
-    """Cut the heads into groups; see `neighborhood_attention` for the meaning and the shapes of the
-    arguments.
-    """
+    """Cut the heads into groups; `neighborhood_attention` documents the arguments."""
     kernels = _per_head("kernel_size", kernel_size, num_heads)
     dilations = _per_head("dilation", dilation, num_heads)
     for kernel in kernels:
@@ -50,32 +46,23 @@ def head_groups(
     for value in dilations:
         if value < 1:
             raise InputError(f"dilation is {value}; allowed: whole numbers from 1")
-    if rpb is None or isinstance(rpb, torch.Tensor):
-        tables = None
-        cuts = [
-            h for h in range(1, num_heads) if (kernels[h], dilations[h]) != (kernels[h - 1], dilations[h - 1])
-        ]
+    windows = list(zip(kernels, dilations, strict=True))
+    whole = rpb is None or isinstance(rpb, torch.Tensor)
+    if whole:
+        cuts = [head for head in range(1, num_heads) if windows[head] != windows[head - 1]]
     else:
-        tables = list(rpb)
-        cuts = _table_cuts(tables, num_heads)
-    starts, stops = [0, *cuts], [*cuts, num_heads]
+        cuts = _table_cuts(rpb, num_heads)
     groups = []
-    for number, (start, stop) in enumerate(zip(starts, stops, strict=True)):
-        kernel, step = kernels[start], dilations[start]
-        if (kernels[start:stop], dilations[start:stop]) != (
-            (kernel,) * (stop - start),
-            (step,) * (stop - start),
-        ):
+    for number, (start, stop) in enumerate(pairwise([0, *cuts, num_heads])):
+        if len(set(windows[start:stop])) > 1:
             raise InputError(
                 f"rpb table {number} serves heads {start} to {stop - 1}, which have several kernel sizes or "
                 "dilations; give one table for each run of equal heads"
             )
-        table = (
-            tables[number]
-            if tables is not None
-            else _slice_table(rpb, start, stop, kernel, max(kernels), num_heads)
+        table = _slice_table(rpb, start, stop, kernels) if whole else rpb[number]
+        groups.append(
+            HeadGroup(start, stop, *windows[start], _checked_table(table, stop - start, kernels[start]))
         )
-        groups.append(HeadGroup(start, stop, kernel, step, _checked_table(table, stop - start, kernel)))
     return groups
 
 
@@ -85,12 +72,13 @@ def _per_head(name: str, value: int | Sequence[int], num_heads: int) -> tuple[in
         raise InputError(
             f"{name} has {len(values)} values; allowed: one number, or one per head ({num_heads})"
         )
-    if not all(isinstance(v, int) for v in values):
-        raise InputError(f"{name} is {value!r}; allowed: whole numbers")
-    return values
+    try:
+        return tuple(operator.index(v) for v in values)
+    except TypeError:
+        raise InputError(f"{name} is {value!r}; allowed: whole numbers") from None
 
 
-def _table_cuts(tables: list[torch.Tensor], num_heads: int) -> list[int]:
+def _table_cuts(tables: Sequence[torch.Tensor], num_heads: int) -> list[int]:
     heads = [table.shape[0] for table in tables]
     if sum(heads) != num_heads or 0 in heads:
         raise InputError(
@@ -100,20 +88,21 @@ def _table_cuts(tables: list[torch.Tensor], num_heads: int) -> list[int]:
 
 
 def _slice_table(
-    rpb: torch.Tensor | None, start: int, stop: int, kernel: int, largest: int, num_heads: int
+    rpb: torch.Tensor | None, start: int, stop: int, kernels: tuple[int, ...]
 ) -> torch.Tensor | None:
-    """The group's part of one table for all heads; a smaller kernel reads the centre of the largest one's
-    table.
-    """
+    """The group's part of a table for all heads; smaller kernels read the centre of the largest one's."""
     if rpb is None:
         return None
+    num_heads, largest = len(kernels), max(kernels)
     side = 2 * largest - 1
     if tuple(rpb.shape) != (num_heads, side, side):
         raise InputError(
             f"rpb has the shape {tuple(rpb.shape)}; {num_heads} heads with kernel size {largest} need "
             f"{(num_heads, side, side)}"
         )
-    rim = largest - kernel
+    if stop - start == num_heads:
+        return rpb  # itself and not a view, which a backend could not recognise at the next call
+    rim = largest - kernels[start]
     return rpb[start:stop, rim : side - rim, rim : side - rim]
 
 

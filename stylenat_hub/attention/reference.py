@@ -52,6 +52,6 @@ def _dense_bias(group: HeadGroup, height: int, width: int, like: torch.Tensor) -
 def _dense_axis(length: int, group: HeadGroup, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """[L, L] table row of each (query, key), 0 where unseen, and [L, L] whether it is seen."""
     keys, index = axis_neighbors(length, group.kernel_size, group.dilation)
-    rows = torch.zeros(length, length, dtype=torch.long).scatter(1, keys, index)
-    seen = torch.zeros(length, length, dtype=torch.bool).scatter(1, keys, True)
+    rows = torch.zeros(length, length, dtype=torch.long, device="cpu").scatter(1, keys, index)
+    seen = torch.zeros(length, length, dtype=torch.bool, device="cpu").scatter(1, keys, True)
     return rows.to(device), seen.to(device)

@@ -64,7 +64,7 @@ class _TiledAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, table, group, scale):
         ctx.save_for_backward(q, k, v, table)
-        ctx.group, ctx.scale = group, scale
+        ctx.heads, ctx.window, ctx.scale = group.num_heads, (group.kernel_size, group.dilation), scale
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         _forward(q, k, v, out, group, scale)
         return out
@@ -72,7 +72,7 @@ class _TiledAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         q, k, v, table = ctx.saved_tensors
-        group = HeadGroup(0, ctx.group.num_heads, ctx.group.kernel_size, ctx.group.dilation, table)
+        group = HeadGroup(0, ctx.heads, *ctx.window, table)
         if not torch.is_grad_enabled():
             return (*_backward(q, k, v, grad, group, ctx.scale), None, None)
         # create_graph: somebody wants second derivatives, which the gather formulation has by itself.
@@ -82,8 +82,7 @@ class _TiledAttention(torch.autograd.Function):
         return (*(next(grads) if needed else None for needed in ctx.needs_input_grad[:4]), None, None)
 
 
-# --- geometry
-# ---------------------------------------------------------------------------------------------------
+# --- geometry --------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,8 +186,7 @@ def _chunks(
     return itertools.product(*cuts)
 
 
-# --- bias
-# -------------------------------------------------------------------------------------------------------
+# --- bias ------------------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=512)
@@ -196,7 +194,7 @@ def _bias_rows(rows: _Run, columns: _Run, kernel_size: int, device: torch.device
     """[Q * K] int64: place of each pair in the flattened table; (2k-1)^2, one past its end, where unseen."""
     side = 2 * kernel_size - 1
     with torch.inference_mode(False):  # cached, and gradients may need it later
-        row, column = torch.tensor(rows.rows), torch.tensor(columns.rows)
+        row, column = (torch.tensor(run.rows, device="cpu") for run in (rows, columns))
         row, column = row[:, None, :, None], column[None, :, None, :]  # [qh, qw, kh, kw] when broadcast
         return torch.where((row < 0) | (column < 0), side * side, row * side + column).flatten().to(device)
 
@@ -205,8 +203,9 @@ def _bias(group: HeadGroup, rows: _Run, columns: _Run, like: torch.Tensor) -> to
     """[n or 1, Q, K]: the bias of every pair of a tile, -inf where the query does not see the key."""
     table, key = group.table, (rows, columns, like.dtype)
     # Comparing the small table with its copy catches every way of changing weights, `.data` too. On other
-    # devices the comparison would wait for the queue, and the bias is cheap there.
-    if table is None or table.device.type != "cpu" or torch.compiler.is_compiling():
+    # devices the comparison would wait for the queue, and the bias is cheap there. A view is a new object at
+    # every call, so it would never be found again.
+    if table is None or table.device.type != "cpu" or table._is_view() or torch.compiler.is_compiling():
         return _build_bias(group, rows, columns, like)
     cache = _bias_cache.setdefault(table, {})
     if key not in cache or not torch.equal(cache[key][0], table):
@@ -224,8 +223,7 @@ def _build_bias(group: HeadGroup, rows: _Run, columns: _Run, like: torch.Tensor)
     return flat[:, index].unflatten(1, (rows.queries * columns.queries, rows.keys * columns.keys))
 
 
-# --- work
-# -------------------------------------------------------------------------------------------------------
+# --- work ------------------------------------------------------------------------------------------------
 
 
 def _forward(
@@ -299,9 +297,7 @@ def _tile_gradients(
 
 
 def _add_windows(total: torch.Tensor, tiles: torch.Tensor, rows: _Run, columns: _Run, overlap: bool) -> None:
-    """Add tiles [tiles, n, h * w, D] to the windows `total` [..., Th, Tw, h, w, n, D], which overlap for
-    keys.
-    """
+    """Add tiles [tiles, n, h * w, D] to windows [..., Th, Tw, h, w, n, D]; those of keys overlap."""
     tiles = tiles.transpose(1, 2).reshape(total.shape)
     if not overlap:
         total.copy_(tiles)

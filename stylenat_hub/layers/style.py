@@ -36,9 +36,7 @@ class EqualLinear(nn.Module):
 
 
 class MappingNetwork(nn.Module):
-    """z [B, z_dim] -> w [B, w_dim]: pixel norm, then equalised layers with leaky ReLU (slope 0.2, gain sqrt
-    2).
-    """
+    """z [B, z_dim] -> w [B, w_dim]: pixel norm, equalised layers with leaky ReLU (slope 0.2, gain sqrt 2)."""
 
     def __init__(self, z_dim: int, w_dim: int, depth: int, lr_mul: float) -> None:
         super().__init__()

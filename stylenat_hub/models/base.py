@@ -45,9 +45,7 @@ class Generator(ModelMixin, ConfigMixin):
     @classmethod
     def from_pretrained(cls, source: Any, **kwargs: Any) -> Self:
         """Load from a zoo name, a local folder or a Hub id; see `stylenat_hub.hub.load_model`."""
-        from stylenat_hub import (
-            hub,
-        )  # here, because the hub knows all families, which are built on this module
+        from stylenat_hub import hub  # late: the hub knows all families, which are built on this module
 
         return hub.load_model(cls, source, **kwargs)
 
@@ -59,12 +57,8 @@ class Generator(ModelMixin, ConfigMixin):
         max_shard_size: int | str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save as safetensors and `config.json`, whole or not at all; arguments as diffusers' (see
-        `hub.save`).
-        """
-        from stylenat_hub import (
-            hub,
-        )  # here, because the hub knows all families, which are built on this module
+        """Save as safetensors and `config.json`, whole or not at all; arguments as diffusers': `hub.save`."""
+        from stylenat_hub import hub  # late: the hub knows all families, which are built on this module
 
         # The names stand in the signature because a diffusers pipeline looks there for what it may pass on.
         kwargs |= {

@@ -1,6 +1,4 @@
-"""What the configurations of all families have in common: validation on construction and strict dict round
-trips.
-"""
+"""What the configs of all families have in common: validation on construction, strict dict round trips."""
 
 from __future__ import annotations
 

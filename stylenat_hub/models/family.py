@@ -14,8 +14,7 @@ class Checkpoint:
     """One set of published or shipped weights.
 
     name: zoo name, `architecture-dataset-resolution`. preset: the family's preset with the same shapes.
-    origin_url: the authors' original file, or None if they published none. source_sha256: of that file, where
-    known.
+    origin_url: the authors' original file, or None if they published none. source_sha256: of that file.
     """
 
     name: str

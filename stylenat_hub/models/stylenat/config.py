@@ -22,9 +22,7 @@ def partition_heads(num_heads: int, partitions: int) -> tuple[int, ...]:
 def _shape(
     widths: Sequence[int], min_heads: int, dilations: Sequence[Sequence[int]], **fields: Any
 ) -> dict[str, Any]:
-    """A preset as the paper states it: kernel 3 at 4 px and 7 above, 32 channels a head but at least
-    `min_heads`.
-    """
+    """A preset as the paper states it: kernel 7 (3 at 4 px), 32 channels a head, `min_heads` at least."""
     return {
         "resolution": 4 * 2 ** (len(widths) - 1),
         "channels": tuple(widths),

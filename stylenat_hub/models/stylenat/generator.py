@@ -1,8 +1,7 @@
 """The StyleNAT generator (arXiv 2211.05770): a style-based transformer with Hydra neighborhood attention.
 
 Legend: B batch, H,W tokens of a level, L = H * W, C channels, N heads, D head dim, R output resolution.
-Reads in the order in which data flows: level 4 px -> ... -> R px, each with two blocks; the picture grows
-beside it.
+Read it as data flows: levels from 4 to R px with two blocks each, and the picture growing beside them.
 """
 
 from __future__ import annotations
@@ -109,9 +108,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x, w))
 
     def _forward_in_parts(self, x: torch.Tensor, w: torch.Tensor, size: int) -> torch.Tensor:
-        """The same sums with what acts on single tokens done for some tokens at a time, which stay in the
-        cache.
-        """
+        """The same sums; what acts on single tokens is done for some at a time, which stay in the cache."""
         tokens = max(1, PART_BYTES // (self.mlp.fc1.out_features * x.element_size()))
         parts = [(b, slice(i, i + tokens)) for b in range(len(x)) for i in range(0, x.shape[1], tokens)]
         mean, scale, shift = self.norm1.statistics(x, w)
