@@ -24,7 +24,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub import list_repo_files, snapshot_download
 
 from stylenat_hub.errors import ConfigError, InputError, UnknownModelError, WeightsError
-from stylenat_hub.registry import CHECKPOINTS, FAMILIES, find_checkpoint
+from stylenat_hub.registry import CHECKPOINTS, FAMILIES, find_checkpoint, nearest
 from stylenat_hub.weights import (
     check_finite,
     check_headers,
@@ -116,7 +116,7 @@ def load_generator(source: str | os.PathLike[str], **kwargs: Any) -> Any:
 
 def generator_class(folder: Path) -> type:
     """The class of the generator saved in a model folder. Raises `ConfigError` if no family has it."""
-    name = read_json(folder / "config.json").get("_class_name")
+    name = str(read_json(folder / "config.json").get("_class_name"))
     classes = {family.generator.__name__: family.generator for family in FAMILIES.values()}
     if name not in classes:
         raise ConfigError(
@@ -150,10 +150,23 @@ def _load(
     lost = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"], *info["error_msgs"]]
     if lost or (blanks and not kwargs.get("device_map")):  # an offloading device_map leaves blanks on purpose
         raise WeightsError(f"diffusers could not load all of {where}: {', '.join(map(str, lost or blanks))}")
+    _take_into_memory(model)
     check_finite(model, where)
     # Otherwise a later save would publish this machine's folder names in config.json.
     model._internal_dict = FrozenDict({k: v for k, v in model.config.items() if k != "_name_or_path"})
     return (model, info) if with_info else model
+
+
+def _take_into_memory(model: torch.nn.Module) -> None:
+    """Give every tensor on the CPU memory of its own, aligned as torch allocates it.
+
+    Loading maps the file: its tensors lie wherever the file has them, for which matrix libraries may choose
+    other kernels and round differently, and they would change with the file, for example when it is saved
+    over.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
 
 
 def _check_arguments(dtype: Any, kwargs: dict[str, Any]) -> None:
@@ -187,7 +200,10 @@ def locate(
     if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
         raise InputError(f"the model is {source!r}; give a zoo name, a folder or a Hub id (org/name)")
     name = os.fspath(source)
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        raise UnknownModelError(f"there is no folder {name!r}: no user of that name") from None
     if path.is_dir():
         return Location(name, _model_folder(path, subfolder))
     if path.exists():
@@ -251,7 +267,7 @@ def without_weights(name: str) -> str:
     """One sentence for a zoo name that is no folder here: how to get its weights, or that there are none."""
     if find_checkpoint(name).origin_url is None:
         return (
-            f"the weights of {name!r} were never published by its authors; "
+            f"the weights of {name!r} were never published; "
             f"stylenat_hub.create_model({name!r}) builds "
             "the untrained network"
         )
@@ -267,11 +283,7 @@ def _nowhere(name: str) -> str:
         return (
             f"there is no folder {name!r}; give an existing one, a zoo name (see `stylenat list`) or a Hub id"
         )
-    try:
-        find_checkpoint(name)
-    except UnknownModelError as error:
-        return f"there is no folder {name!r} here, and {error}"
-    raise AssertionError(name)
+    return f"there is no folder {name!r} here, and {nearest(name, CHECKPOINTS)}"
 
 
 def _lister(name: str, revision: str | None, token: str | bool | None) -> Callable[[], list[str]]:

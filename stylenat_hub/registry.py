@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+from collections.abc import Iterable
 
 from stylenat_hub.errors import UnknownModelError
 from stylenat_hub.models import stylenat
@@ -19,6 +20,7 @@ __all__ = [
     "create_model",
     "find_checkpoint",
     "list_models",
+    "nearest",
 ]
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (stylenat.FAMILY,)}
@@ -27,12 +29,12 @@ CHECKPOINTS: dict[str, Checkpoint] = {
     checkpoint.name: checkpoint for family in FAMILIES.values() for checkpoint in family.checkpoints
 }
 
-# every shape that `create_model` builds: `family-preset` -> (family, preset)
+# every shape that `create_model` builds: a checkpoint's, or `family-preset` -> (family, preset)
 SHAPES: dict[str, tuple[Family, str]] = {
     f"{family.name}-{preset}": (family, preset)
     for family in FAMILIES.values()
     for preset in family.config.presets
-}
+} | {name: (FAMILIES[checkpoint.family], checkpoint.preset) for name, checkpoint in CHECKPOINTS.items()}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -49,7 +51,7 @@ def create_model(name: str, **overrides: object) -> Generator:
         ConfigError: an override that is not allowed.
     """
     if name not in SHAPES:
-        raise UnknownModelError(_unknown(name, list(SHAPES)))
+        raise UnknownModelError(nearest(name, SHAPES))
     family, preset = SHAPES[name]
     return family.generator(family.config.preset(preset, **overrides))
 
@@ -57,13 +59,13 @@ def create_model(name: str, **overrides: object) -> Generator:
 def find_checkpoint(name: str) -> Checkpoint:
     """The record of a checkpoint. Raises `UnknownModelError`, which offers the nearest names."""
     if name not in CHECKPOINTS:
-        raise UnknownModelError(_unknown(name, list(CHECKPOINTS)))
+        raise UnknownModelError(nearest(name, CHECKPOINTS))
     return CHECKPOINTS[name]
 
 
-def _unknown(name: str, known: list[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The sentence about an unknown name, with the nearest known ones."""
+    known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = (
-        f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(sorted(known))}"
-    )
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(known)}"
     return f"there is no model {name!r}; {hint}"

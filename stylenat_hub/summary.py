@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from typing import Any
 
@@ -13,8 +12,6 @@ from stylenat_hub import hub
 from stylenat_hub.models.config import ModelConfig
 from stylenat_hub.registry import CHECKPOINTS, SHAPES, list_models
 from stylenat_hub.weights import check_headers, read_headers, read_json, read_tensor, weight_files
-
-_LEVEL_MODULES = ("levels", "to_rgb")  # numbered by level in a generator of this package
 
 
 def describe(source: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:
@@ -65,27 +62,13 @@ def _blank(cls: type, config: ModelConfig) -> torch.nn.Module:
 
 def _shape(cls: type, config: ModelConfig) -> dict[str, Any]:
     """All that follows from the config."""
-    model, values = _blank(cls, config), config.to_dict()
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    count = int(math.log2(model.resolution)) - 1  # levels from 4 px to the resolution
-    listed = {
-        name: value for name, value in values.items() if isinstance(value, tuple) and len(value) == count
-    }
-    listed = {name: value for name, value in listed.items() if not name.startswith("image_")}
-    levels = [
-        {"px": 4 * 2**level, **{name: value[level] for name, value in listed.items()}, "parameters": 0}
-        for level in range(count)
-    ]
-    for name, size in sizes.items():
-        module, _, rest = name.partition(".")
-        if module in _LEVEL_MODULES:
-            levels[int(rest.split(".")[0])]["parameters"] += size
+    model = _blank(cls, config)
     return {
         "class": cls.__name__,
         "resolution": model.resolution,
-        "parameters": sum(sizes.values()),
-        "config": {name: value for name, value in values.items() if name not in listed},
-        "levels": levels,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "config": config.to_dict(),
+        "levels": model.level_rows(),
     }
 
 
@@ -98,7 +81,9 @@ def render(facts: dict[str, Any]) -> str:
     if record:
         keys = ("description", "dataset", "paper", "code_license", "weights_license", "origin_url", "metrics")
         lines += [f"  {key}: {_plain(record[key])}" for key in keys if record[key] is not None]
-    lines += [f"  {key}: {_plain(value)}" for key, value in facts["config"].items()]
+    # Lists other than the colours' are one value per level, which the table below shows.
+    shown = {k: v for k, v in facts["config"].items() if k.startswith("image_") or not isinstance(v, tuple)}
+    lines += [f"  {key}: {_plain(value)}" for key, value in shown.items()]
     if isinstance(weights, dict):
         lines.append(f"  weights: {weights['bytes']:,} bytes, {', '.join(weights['types'])}")
         lines.append(f"  mean style (w_avg, needed for truncation): {weights['w_avg']}")

@@ -34,10 +34,9 @@ BELOW: dict[str, tuple[str, ...]] = {
     "weights": ("errors", "files"),
     "hub": ("errors", "files", "attention", "layers", "models", "models.*", "registry", "weights"),
 }
-_REST = (*BELOW, "hub", "latents", "pipeline", "metrics", "pictures", "summary", "benchmark")
-BELOW |= {name: _REST for name in ("latents", "pipeline", "metrics", "pictures", "summary")}
-BELOW |= {"benchmark": ("", *_REST)}
-BELOW |= {"cli": ("", *_REST), "": (*_REST, "cli")}
+# in this order, each on all before it, so that none import each other in a circle
+for _name in ("latents", "pipeline", "metrics", "pictures", "summary", "benchmark", "cli", ""):
+    BELOW[_name] = ("", *BELOW) if _name else tuple(BELOW)
 
 # The one named exception: `Generator.from_pretrained` calls the strict loader, inside the function.
 LATE_EXCEPTIONS = {("stylenat_hub/models/base.py", "hub")}
@@ -262,16 +261,30 @@ def test_needs_nothing_outside_the_repository(path):
 
 
 def test_import_stays_light(tmp_path):
-    """Importing the package executes none of the optional projects, even where they are installed.
+    """Importing the package loads nothing heavy, and using its names loads no optional project.
 
     Stand-ins on the path make an attempt to import one succeed, so that it shows in `sys.modules`.
     """
-    unwanted = ("gradio", "natten", "torchvision", "transformers")
-    for name in unwanted:
+    heavy = ("torch", "diffusers", "transformers", "numpy")
+    optional = ("gradio", "natten", "torchvision")
+    for name in optional:
         (tmp_path / f"{name}.py").write_text("")
-    code = f"import json, sys, stylenat_hub; print(json.dumps([m for m in {unwanted!r} if m in sys.modules]))"
+    code = (
+        "import json, sys, stylenat_hub as s; first = set(sys.modules); [getattr(s, n) for n in s.__all__]; "
+        f"print(json.dumps([[m for m in {heavy + optional!r} if m in first], "
+        f"[m for m in {optional!r} if m in sys.modules], 'torch' in sys.modules]))"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == []
+    assert json.loads(done.stdout.splitlines()[-1]) == [[], [], True]
+
+
+def test_public_names_agree():
+    import stylenat_hub
+
+    assert set(stylenat_hub.__all__) == set(stylenat_hub._PUBLIC)
+    assert set(stylenat_hub.__all__) <= set(dir(stylenat_hub))
+    with pytest.raises(AttributeError, match="no attribute 'Nope'"):
+        _ = stylenat_hub.Nope

@@ -177,6 +177,26 @@ def test_second_derivatives_agree_with_the_reference():
         torch.testing.assert_close(actual, wanted, atol=1e-10, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch, inside jvp
+def test_forward_mode_and_functional_transforms():
+    q, k, v, upstream, rpb = random_inputs((9, 8, (3, 5), (2, 1)), dim=3, batch=1)
+
+    def loss(q, rpb, backend):
+        out = neighborhood_attention(q, k, v, kernel_size=(3, 5), dilation=(2, 1), rpb=rpb, backend=backend)
+        return (out * upstream).sum()
+
+    def jvp(backend):
+        return torch.func.jvp(lambda rpb: loss(q, rpb, backend), (rpb,), (rpb,))[1]
+
+    torch.testing.assert_close(jvp("auto"), jvp("reference"), atol=1e-10, rtol=0)
+    assert jvp("auto").abs() > 1e-3
+    grads = [torch.func.grad(loss, argnums=(0, 1))(q, rpb, backend) for backend in ("auto", "reference")]
+    for actual, wanted in zip(*grads, strict=True):
+        torch.testing.assert_close(actual, wanted, atol=1e-10, rtol=0)
+    with pytest.raises(InputError, match="'tiled' cannot do this: it does not go with forward-mode"):
+        jvp("tiled")
+
+
 def test_only_the_wanted_gradients():
     """A frozen bias or query must not stop the others, nor get a gradient itself."""
     q, k, v, upstream, rpb = random_inputs((14, 14, (7,), (2,)), dim=4)

@@ -208,7 +208,7 @@ def test_truncation_without_a_mean_style_says_so():
     generator = tiny()
     with pytest.raises(InputError, match="does not know its mean style"):
         generator(torch.randn(1, generator.z_dim), truncation_psi=0.7)
-    with pytest.raises(InputError, match="truncation_cutoff is 99; allowed: 0 to 8"):
+    with pytest.raises(InputError, match="truncation_cutoff is 99; allowed: a whole number from 0 to 8"):
         generator(torch.randn(1, generator.z_dim), truncation_cutoff=99)
 
 
@@ -264,9 +264,9 @@ def test_half_precision_pictures_are_close():
     ("field", "value", "message"),
     [
         ("resolution", 48, "StyleNATConfig.resolution is 48; allowed: a power of two"),
-        ("resolution", 4, "a power of two, 8 or more"),
+        ("resolution", 4, "a power of two from 8 to 4096"),
         ("channels", (32, 32, 32), "4 entries, one per level from 4 to 32 px"),
-        ("channels", (32, 32, 32, 18), r"multiple of 4, 8 or more, at level 3 \(32 px\), not 18"),
+        ("channels", (32, 32, 32, 18), r"multiple of 4 from 8 to 65536, at level 3 \(32 px\), not 18"),
         ("num_heads", (4, 4, 4, 5), r"divisor of 16 channels at level 3 \(32 px\), not 5"),
         ("kernel_sizes", ((3,), (6,), (7, 7), (7, 7, 7)), r"odd numbers from 3 at level 1 \(8 px\), not 6"),
         ("dilations", ((1,), (2,), (1, 2), (1, 2, 4)), r"kernel \* dilation at most 8 at level 1 .* = 14"),
@@ -275,6 +275,14 @@ def test_half_precision_pictures_are_close():
         ("z_dim", 0, "StyleNATConfig.z_dim is 0; allowed: a whole number"),
         ("image_std", (1, 1), "three numbers"),
         ("image_std", (1, 1, 0), "three numbers above 0"),
+        ("image_mean", (float("nan"), 0, 0), "image_mean is .*; allowed: three numbers"),
+        ("image_mean", (10**400, 0, 0), "three numbers"),
+        ("mapping_layers", 10**9, "a whole number from 1 to 64"),
+        ("channels", (10**9,) * 4, "from 8 to 65536|multiple of 4"),
+        ("mlp_ratio", 1e300, "a number above 0, at most 64"),
+        ("mlp_ratio", True, "a number above 0"),
+        ("mlp_ratio", 1e-9, "enough for one hidden channel"),
+        ("qkv_bias", "no", "true or false"),
         ("depth", 3, "does not know the key"),
     ],
 )

@@ -17,7 +17,7 @@ from stylenat_hub.attention.groups import head_groups
 from stylenat_hub.errors import InputError
 
 BACKENDS = {"tiled": tiled, "gather": gather, "reference": reference}
-AUTO = ("tiled",)
+AUTO = ("tiled", "gather")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _auto: ContextVar[str] = ContextVar("auto", default="auto")  # what `use_backend` puts in its place
 
@@ -44,8 +44,8 @@ def neighborhood_attention(
         backend: "auto", "tiled", "gather" or "reference".
 
     Returns:
-        [B, H, W, N, D] in the dtype of q. First derivatives of all tensors; second derivatives too, at the
-        cost of `gather`'s memory. Transforms of torch.func need backend="gather" or "reference".
+        [B, H, W, N, D] in the dtype of q. First derivatives of all tensors; second derivatives, forward mode
+        and transforms of torch.func too, at the cost of `gather`'s memory.
 
     Raises:
         InputError: shapes, sizes or dtypes that do not fit, or a backend that cannot do the job.

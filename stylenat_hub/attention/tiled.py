@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from stylenat_hub.attention import gather
@@ -33,11 +34,23 @@ CHUNK_BYTES = {"cpu": 4 << 20}  # a chunk's tiles stay in the cache of a CPU cor
 DEFAULT_CHUNK_BYTES = 512 << 20  # ... while a GPU wants all the work it can get at once
 MAX_PROBLEMS = 65_535  # CUDA's limit on tiles * heads in one scaled_dot_product_attention
 
+MAX_CACHED = (
+    64  # biases per table: one grid needs up to 36, a table that sees many sizes must not fill memory
+)
 _bias_cache = WeakTensorKeyDictionary()  # table -> {geometry: (copy of the table, bias)}
 
 
 def unsupported(q: torch.Tensor, groups: Sequence[HeadGroup]) -> str | None:
     """Why this backend cannot do the job, or None."""
+    if torch.compiler.is_compiling():
+        return None
+    # It works in place and has a backward pass only, which functional transforms cannot follow.
+    for x in (q, *(group.table for group in groups if group.table is not None)):
+        if (
+            torch._C._functorch.is_functorch_wrapped_tensor(x)
+            or forward_ad.unpack_dual(x).tangent is not None
+        ):
+            return "it does not go with forward-mode derivatives or transforms of torch.func"
     return None
 
 
@@ -208,6 +221,8 @@ def _bias(group: HeadGroup, rows: _Run, columns: _Run, like: torch.Tensor) -> to
     if table is None or table.device.type != "cpu" or table._is_view() or torch.compiler.is_compiling():
         return _build_bias(group, rows, columns, like)
     cache = _bias_cache.setdefault(table, {})
+    if len(cache) >= MAX_CACHED:
+        cache.clear()
     if key not in cache or not torch.equal(cache[key][0], table):
         cache[key] = (table.detach().clone(), _build_bias(group, rows, columns, like))
     return cache[key][1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import nn
 
-from stylenat_hub.errors import InputError
+from stylenat_hub.errors import ConfigError, InputError
 from stylenat_hub.models.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -29,18 +30,29 @@ class Generator(ModelMixin, ConfigMixin):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        if not isinstance(config, self.config_class):
+            raise ConfigError(
+                f"{type(self).__name__} is built from a {self.config_class.__name__}, not from a "
+                f"{type(config).__name__}; use {self.config_class.__name__}.preset(...) or .from_dict(...)"
+            )
         self.register_to_config(**config.to_dict())
         self.gradient_checkpointing = False
         # NaN stands for "not known yet": conversion and training fill it, truncation without it raises.
         self.register_buffer("w_avg", torch.full((config.w_dim,), torch.nan))
 
     @classmethod
-    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """Build from a config object or a plain dict. Raises `ConfigError` on unknown keys and values."""
-        if isinstance(config, Mapping):
-            config = cls.config_class.from_dict(config)
-        model = cls(config)
-        return (model, kwargs) if return_unused_kwargs else model
+    def from_config(
+        cls, config: ModelConfig | Mapping[str, Any], return_unused_kwargs: bool = False, **overrides: Any
+    ) -> Any:
+        """Build from a config object or a plain dict; keyword arguments replace single fields.
+
+        Raises `ConfigError` on unknown keys and on values that are not allowed.
+        """
+        values = config.to_dict() if isinstance(config, ModelConfig) else config
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"the config is a {type(config).__name__}; allowed: a config object or a dict")
+        model = cls(cls.config_class.from_dict({**values, **overrides}))
+        return (model, {}) if return_unused_kwargs else model
 
     @classmethod
     def from_pretrained(cls, source: Any, **kwargs: Any) -> Self:
@@ -115,14 +127,23 @@ class Generator(ModelMixin, ConfigMixin):
         Raises:
             InputError: z of another shape, a cutoff out of range, or truncation where `w_avg` is not known.
         """
+        return self.synthesis(self.truncate(self.mapping(z), truncation_psi, truncation_cutoff))
+
+    def check_latents(self, z: torch.Tensor) -> None:
+        """Raise `InputError` unless z is [B, z_dim]; for `mapping` to call."""
         if z.dim() != 2 or z.shape[1] != self.z_dim:
             raise InputError(f"z has the shape {tuple(z.shape)}; this model needs [batch, {self.z_dim}]")
-        return self.synthesis(self.truncate(self.mapping(z), truncation_psi, truncation_cutoff))
 
     def truncate(self, ws: torch.Tensor, psi: float, cutoff: int | None = None) -> torch.Tensor:
         """Pull styles [B, num_ws, w_dim] towards `w_avg`; arguments and errors as in `forward`."""
-        if cutoff is not None and not 0 <= cutoff <= self.num_ws:
-            raise InputError(f"truncation_cutoff is {cutoff}; allowed: 0 to {self.num_ws}, or None for all")
+        if isinstance(psi, bool) or not isinstance(psi, numbers.Real) or not abs(psi) <= 1e6:
+            raise InputError(f"truncation_psi is {psi!r}; allowed: a finite number, usually from 0 to 1")
+        whole = cutoff is None or (isinstance(cutoff, int) and not isinstance(cutoff, bool))
+        if not whole or not 0 <= (cutoff or 0) <= self.num_ws:
+            raise InputError(
+                f"truncation_cutoff is {cutoff!r}; allowed: a whole number from 0 to {self.num_ws}, or "
+                "None for all"
+            )
         if psi == 1:
             return ws
         if not torch.isfinite(self.w_avg).all():
@@ -131,7 +152,8 @@ class Generator(ModelMixin, ConfigMixin):
                 "use truncation_psi=1, or load a converted or trained model"
             )
         cutoff = self.num_ws if cutoff is None else cutoff
-        truncated = torch.lerp(self.w_avg.expand_as(ws[:, :cutoff]), ws[:, :cutoff], psi)
+        mean = self.w_avg.to(ws.dtype)  # under autocast styles come in another type than the buffer
+        truncated = torch.lerp(mean.expand_as(ws[:, :cutoff]), ws[:, :cutoff], float(psi))
         return torch.cat([truncated, ws[:, cutoff:]], dim=1)
 
     def to_rgb01(self, images: torch.Tensor) -> torch.Tensor:
@@ -139,6 +161,16 @@ class Generator(ModelMixin, ConfigMixin):
         mean = images.new_tensor(self.config["image_mean"]).view(3, 1, 1)
         std = images.new_tensor(self.config["image_std"]).view(3, 1, 1)
         return (images * std + mean).clamp(0, 1)
+
+    def level_rows(self) -> list[dict[str, Any]]:
+        """What `info` and conversion show of the network: a row per level, all with the same keys.
+
+        Each has `parameters`; a family adds what tells its levels apart. Here, a row per part of the network.
+        """
+        return [
+            {"part": name, "parameters": sum(p.numel() for p in part.parameters())}
+            for name, part in self.named_children()
+        ]
 
     def run_block(self, block: nn.Module, *args: torch.Tensor) -> torch.Tensor:
         """Call a block; under gradient checkpointing keep only its inputs and run it again for gradients."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +19,16 @@ def as_tuples(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(as_tuples(item) for item in value)
     return value
+
+
+def is_whole(value: Any, low: int, high: int) -> bool:
+    """Is it a whole number (and no truth value) from low to high?"""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def is_number(value: Any, low: float, high: float) -> bool:
+    """Is it a finite number (and no truth value) above low and at most high?"""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low < value <= high
 
 
 class ModelConfig:
@@ -44,11 +55,31 @@ class ModelConfig:
                 f"{type(self).__name__}.{field} is {getattr(self, field)!r}; allowed: {allowed}"
             )
 
+    def require_whole(self, field: str, low: int, high: int) -> None:
+        """Raise a `ConfigError` unless `field` is a whole number in the range, both ends allowed."""
+        self.require(is_whole(getattr(self, field), low, high), field, f"a whole number from {low} to {high}")
+
+    def require_number(self, field: str, low: float, high: float) -> None:
+        """Raise a `ConfigError` unless `field` is a number above `low` and at most `high`."""
+        self.require(
+            is_number(getattr(self, field), low, high), field, f"a number above {low}, at most {high}"
+        )
+
+    def require_rgb(self, field: str, low: float = -math.inf) -> None:
+        """Raise a `ConfigError` unless `field` is three finite numbers above `low`."""
+        value = getattr(self, field)
+        fits = isinstance(value, tuple) and len(value) == 3 and all(is_number(v, low, 1e6) for v in value)
+        self.require(
+            fits,
+            field,
+            "three numbers" + (f" above {low}" if low > -math.inf else "") + ", one per RGB channel",
+        )
+
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
         """The config of a named preset; keyword arguments replace single fields. Raises `ConfigError`."""
-        if name not in cls.presets:
-            near = difflib.get_close_matches(name, cls.presets, n=1)
+        if not isinstance(name, str) or name not in cls.presets:
+            near = difflib.get_close_matches(str(name), cls.presets, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
                 f"{cls.__name__} has no preset {name!r}{hint} (allowed: {', '.join(sorted(cls.presets))})"

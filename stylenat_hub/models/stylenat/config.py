@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stylenat_hub.models.config import ModelConfig
+from stylenat_hub.models.config import ModelConfig, is_whole
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+WIDEST = 65_536  # channels; a bound that a damaged config.json meets before memory does
 
 
 def partition_heads(num_heads: int, partitions: int) -> tuple[int, ...]:
@@ -93,11 +93,9 @@ class StyleNATConfig(ModelConfig):
     def validate(self) -> None:
         size = self.resolution
         self.require(
-            isinstance(size, int) and size >= 8 and size & (size - 1) == 0,
-            "resolution",
-            "a power of two, 8 or more",
+            is_whole(size, 8, 4096) and size & (size - 1) == 0, "resolution", "a power of two from 8 to 4096"
         )
-        levels = int(math.log2(size)) - 1
+        levels = size.bit_length() - 2
         for field in ("channels", "num_heads", "kernel_sizes", "dilations"):
             value = getattr(self, field)
             self.require(
@@ -105,21 +103,14 @@ class StyleNATConfig(ModelConfig):
                 field,
                 f"{levels} entries, one per level from 4 to {size} px",
             )
-        for field in ("z_dim", "w_dim", "mapping_layers"):
-            self.require(_is_positive_int(getattr(self, field)), field, "a whole number, 1 or more")
-        for field in ("mapping_lr_mul", "mlp_ratio"):
-            value = getattr(self, field)
-            self.require(isinstance(value, (int, float)) and 0 < value < math.inf, field, "a number above 0")
-        for field in ("image_mean", "image_std"):
-            value = getattr(self, field)
-            self.require(
-                isinstance(value, tuple)
-                and len(value) == 3
-                and all(isinstance(v, (int, float)) for v in value),
-                field,
-                "three numbers, one per RGB channel",
-            )
-        self.require(all(0 < s < math.inf for s in self.image_std), "image_std", "three numbers above 0")
+        for field in ("z_dim", "w_dim"):
+            self.require_whole(field, 1, WIDEST)
+        self.require_whole("mapping_layers", 1, 64)
+        self.require_number("mapping_lr_mul", 0, 1e6)
+        self.require_number("mlp_ratio", 0, 64)
+        self.require(isinstance(self.qkv_bias, bool), "qkv_bias", "true or false")
+        self.require_rgb("image_mean")
+        self.require_rgb("image_std", low=0)
         for level in range(levels):
             self._validate_level(level)
 
@@ -129,12 +120,15 @@ class StyleNATConfig(ModelConfig):
         kernels, dilations = self.kernel_sizes[level], self.dilations[level]
         # Channels enter a level through the sine position code, which needs two sines and two cosines per
         # axis.
-        fits = _is_positive_int(width) and (level == 0 or (width % 4 == 0 and width >= 8))
-        self.require(fits, "channels", f"a multiple of 4, 8 or more, {at}, not {width!r}")
-        fits = _is_positive_int(heads) and width % heads == 0
+        fits = is_whole(width, 1, WIDEST) and (level == 0 or (width % 4 == 0 and width >= 8))
+        self.require(fits, "channels", f"a multiple of 4 from 8 to {WIDEST}, {at}, not {width!r}")
+        self.require(
+            round(width * self.mlp_ratio) >= 1, "mlp_ratio", f"enough for one hidden channel of {width} {at}"
+        )
+        fits = is_whole(heads, 1, WIDEST) and width % heads == 0
         self.require(fits, "num_heads", f"a divisor of {width} channels {at}, not {heads!r}")
         for field, values in (("kernel_sizes", kernels), ("dilations", dilations)):
-            whole = isinstance(values, tuple) and values and all(map(_is_positive_int, values))
+            whole = isinstance(values, tuple) and values and all(is_whole(v, 1, 4096) for v in values)
             self.require(
                 bool(whole), field, f"a list of whole numbers, one per partition, {at}, not {values!r}"
             )
@@ -161,7 +155,3 @@ class StyleNATConfig(ModelConfig):
                 "dilations",
                 f"kernel * dilation at most {size} {at}, not {kernel} * {dilation} = {kernel * dilation}",
             )
-
-
-def _is_positive_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -6,6 +6,8 @@ Read it as data flows: levels from 4 to R px with two blocks each, and the pictu
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import ModelMixin  # noqa: F401  a pipeline that loads this class looks for it here
@@ -82,8 +84,9 @@ class MLP(nn.Module):
 
     def __init__(self, channels: int, ratio: float) -> None:
         super().__init__()
-        self.fc1 = _linear(channels, int(channels * ratio))
-        self.fc2 = _linear(int(channels * ratio), channels)
+        hidden = round(channels * ratio)
+        self.fc1 = _linear(channels, hidden)
+        self.fc2 = _linear(hidden, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., C] -> [..., C]."""
@@ -197,7 +200,22 @@ class StyleNATGenerator(Generator):
     def num_ws(self) -> int:
         return 2 * len(self.levels)  # one style per block
 
+    def level_rows(self) -> list[dict[str, Any]]:
+        config = self.typed_config
+        return [
+            {
+                "px": level.size,
+                "channels": config.channels[i],
+                "heads": config.num_heads[i],
+                "kernels": config.kernel_sizes[i],
+                "dilations": config.dilations[i],
+                "parameters": sum(p.numel() for part in (level, to_rgb) for p in part.parameters()),
+            }
+            for i, (level, to_rgb) in enumerate(zip(self.levels, self.to_rgb, strict=True))
+        ]
+
     def mapping(self, z: torch.Tensor) -> torch.Tensor:
+        self.check_latents(z)
         return self.mapping_network(z).unsqueeze(1).expand(-1, self.num_ws, -1)
 
     def synthesis(self, ws: torch.Tensor) -> torch.Tensor:
