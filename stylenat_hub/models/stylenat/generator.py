@@ -6,6 +6,7 @@ Read it as data flows: levels from 4 to R px with two blocks each, and the pictu
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,23 +34,39 @@ def _linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear
     return layer
 
 
-class HydraAttention(nn.Module):
+class Attention(nn.Module):
+    """What both kinds of attention share: projections in and out, and a bias table per partition."""
+
+    def __init__(self, channels: int, heads: int, qkv_bias: bool, tables: Iterable[nn.Parameter]) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = _linear(channels, 3 * channels, qkv_bias)
+        self.rpb = nn.ParameterList(tables)
+        self.proj = _linear(channels, channels)
+
+    def forward(self, x: torch.Tensor, size: int) -> torch.Tensor:
+        """[B, L, C] -> [B, L, C] on a grid of `size` x `size` tokens."""
+        return self.proj(self.attend(self.qkv(x), size))
+
+    def attend(self, qkv: torch.Tensor, size: int) -> torch.Tensor:
+        """[B, L, 3C] -> [B, L, C]: what lies between the projections."""
+        raise NotImplementedError
+
+
+class HydraAttention(Attention):
     """Neighborhood attention in partitions of heads, each with its own kernel size and dilation."""
 
     def __init__(
         self, channels: int, heads: int, kernels: tuple[int, ...], dilations: tuple[int, ...], qkv_bias: bool
     ) -> None:
-        super().__init__()
-        self.heads = heads
         sizes = partition_heads(heads, len(kernels))
+        super().__init__(
+            channels, heads, qkv_bias, (_bias_table(n, k) for n, k in zip(sizes, kernels, strict=True))
+        )
         self.kernel_sizes = _per_head(kernels, sizes)
         self.dilations = _per_head(dilations, sizes)
-        self.qkv = _linear(channels, 3 * channels, qkv_bias)
-        self.rpb = nn.ParameterList(_bias_table(n, k) for n, k in zip(sizes, kernels, strict=True))
-        self.proj = _linear(channels, channels)
 
     def attend(self, qkv: torch.Tensor, size: int) -> torch.Tensor:
-        """[B, L, 3C] -> [B, L, C] on a grid of `size` x `size` tokens, before the output projection."""
         qkv = qkv.unflatten(1, (size, size)).unflatten(3, (3, self.heads, -1))  # [B, H, W, 3, N, D]
         q, k, v = qkv.unbind(3)
         x = neighborhood_attention(
@@ -58,18 +75,13 @@ class HydraAttention(nn.Module):
         return x.flatten(3).flatten(1, 2)
 
 
-class GlobalAttention(nn.Module):
+class GlobalAttention(Attention):
     """Attention of all tokens to all tokens with a relative position bias, for the 4 px level."""
 
     def __init__(self, channels: int, heads: int, size: int, qkv_bias: bool) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = _linear(channels, 3 * channels, qkv_bias)
-        self.rpb = nn.ParameterList([_bias_table(heads, size)])
-        self.proj = _linear(channels, channels)
+        super().__init__(channels, heads, qkv_bias, [_bias_table(heads, size)])
 
     def attend(self, qkv: torch.Tensor, size: int) -> torch.Tensor:
-        """[B, L, 3C] -> [B, L, C] on a grid of `size` x `size` tokens, before the output projection."""
         q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, N, L, D] each
         offset = torch.arange(size, device=qkv.device)
         offset = offset[None, :] - offset[:, None] + size - 1  # [query, key] along one axis
@@ -96,7 +108,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention, then MLP, each after a style-modulated norm and around a skip connection."""
 
-    def __init__(self, channels: int, w_dim: int, attention: nn.Module, mlp_ratio: float) -> None:
+    def __init__(self, channels: int, w_dim: int, attention: Attention, mlp_ratio: float) -> None:
         super().__init__()
         self.norm1 = AdaIN(channels, w_dim)
         self.attn = attention
@@ -107,11 +119,14 @@ class Block(nn.Module):
         """x [B, L, C], w [B, w_dim] -> [B, L, C]."""
         if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
             return self._forward_in_parts(x, w, size)
-        x = x + self.attn.proj(self.attn.attend(self.attn.qkv(self.norm1(x, w)), size))
+        x = x + self.attn(self.norm1(x, w), size)
         return x + self.mlp(self.norm2(x, w))
 
     def _forward_in_parts(self, x: torch.Tensor, w: torch.Tensor, size: int) -> torch.Tensor:
-        """The same sums; what acts on single tokens is done for some at a time, which stay in the cache."""
+        """The same sums; what acts on single tokens is done for some at a time, which stay in the cache.
+
+        Hooks on the linear layers see the parts; `attn`, `norm1` and `norm2` are not called as modules here.
+        """
         tokens = max(1, PART_BYTES // (self.mlp.fc1.out_features * x.element_size()))
         parts = [(b, slice(i, i + tokens)) for b in range(len(x)) for i in range(0, x.shape[1], tokens)]
         mean, scale, shift = self.norm1.statistics(x, w)
@@ -237,7 +252,7 @@ class StyleNATGenerator(Generator):
         return rgb
 
 
-def _attention(config: StyleNATConfig, level: int) -> nn.Module:
+def _attention(config: StyleNATConfig, level: int) -> Attention:
     channels, heads = config.channels[level], config.num_heads[level]
     if level == 0:
         return GlobalAttention(channels, heads, config.level_size(0), config.qkv_bias)
