@@ -55,7 +55,10 @@ def benchmark(
     torch.set_num_threads(threads)
     model, latents = _build(name, batch, dtype, device)
     shapes = _matrix_products(model, latents)
-    block_shapes = [shape for path, shape in shapes if ".blocks." in path]
+    # The blocks' products are the floor; of a family without blocks it is those of all linear layers.
+    block_shapes = [shape for path, shape in shapes if ".blocks." in path] or [shape for _, shape in shapes]
+    if not shapes:
+        raise InputError(f"{name!r} has no linear layers whose products its time could be compared with")
     kinds: dict[str, Callable[[], float]] = {
         "tiled": lambda: _generate(model, latents, "tiled"),
         "matrix_products": _products(block_shapes, latents),

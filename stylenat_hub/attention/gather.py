@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from stylenat_hub.attention.geometry import axis_neighbors
-from stylenat_hub.attention.groups import HeadGroup
+from stylenat_hub.attention.groups import HeadGroup, attend_by_group
 
 
 def unsupported(q: torch.Tensor, groups: Sequence[HeadGroup]) -> str | None:
@@ -23,17 +23,17 @@ def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, groups: Sequence[HeadGroup], scale: float
 ) -> torch.Tensor:
     """q, k, v [B, H, W, N, D] -> [B, H, W, N, D]."""
-    return torch.cat([_attend_group(q, k, v, group, scale) for group in groups], dim=3)
+    return attend_by_group(_attend_group, q, k, v, groups, scale)
 
 
 def _attend_group(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, group: HeadGroup, scale: float
 ) -> torch.Tensor:
+    """q, k, v [B, H, W, n, D] of one group -> the same."""
     height, width = q.shape[1:3]
     keys_h, index_h = (x.to(q.device) for x in axis_neighbors(height, group.kernel_size, group.dilation))
     keys_w, index_w = (x.to(q.device) for x in axis_neighbors(width, group.kernel_size, group.dilation))
     rows, columns = keys_h[:, None, :, None], keys_w[None, :, None, :]  # broadcast to [H, W, k, k]
-    q, k, v = (x[:, :, :, group.heads] for x in (q, k, v))
     logits = torch.einsum("bhwnd,bhwijnd->bhwnij", q * scale, k[:, rows, columns])
     if group.table is not None:
         bias = group.table.to(logits.dtype)[:, index_h[:, None, :, None], index_w[None, :, None, :]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -64,6 +64,19 @@ def head_groups(
             HeadGroup(start, stop, *windows[start], _checked_table(table, stop - start, kernels[start]))
         )
     return groups
+
+
+def attend_by_group(
+    attend_group: Callable[..., torch.Tensor],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    groups: Sequence[HeadGroup],
+    scale: float,
+) -> torch.Tensor:
+    """`attend_group(q, k, v, group, scale)` for each group's heads of q, k, v [B, H, W, N, D], joined again."""
+    parts = [attend_group(*(x[:, :, :, g.heads] for x in (q, k, v)), g, scale) for g in groups]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
 
 
 def _per_head(name: str, value: int | Sequence[int], num_heads: int) -> tuple[int, ...]:

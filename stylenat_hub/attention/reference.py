@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from stylenat_hub.attention.geometry import axis_neighbors
-from stylenat_hub.attention.groups import HeadGroup
+from stylenat_hub.attention.groups import HeadGroup, attend_by_group
 
 
 def unsupported(q: torch.Tensor, groups: Sequence[HeadGroup]) -> str | None:
@@ -24,14 +24,15 @@ def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, groups: Sequence[HeadGroup], scale: float
 ) -> torch.Tensor:
     """q, k, v [B, H, W, N, D] -> [B, H, W, N, D]."""
-    return torch.cat([_attend_group(q, k, v, group, scale) for group in groups], dim=3)
+    return attend_by_group(_attend_group, q, k, v, groups, scale)
 
 
 def _attend_group(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, group: HeadGroup, scale: float
 ) -> torch.Tensor:
+    """q, k, v [B, H, W, n, D] of one group -> the same."""
     height, width = q.shape[1:3]
-    q, k, v = (x[:, :, :, group.heads].flatten(1, 2).transpose(1, 2) for x in (q, k, v))  # [B, n, L, D]
+    q, k, v = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))  # [B, n, L, D]
     bias = _dense_bias(group, height, width, q)  # [n or 1, L, L]
     weights = torch.softmax(q @ k.transpose(-1, -2) * scale + bias, dim=-1)
     return (weights @ v).transpose(1, 2).unflatten(1, (height, width))

@@ -27,7 +27,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from stylenat_hub.attention import gather
 from stylenat_hub.attention.geometry import bias_index, group_length, window_start
-from stylenat_hub.attention.groups import HeadGroup
+from stylenat_hub.attention.groups import HeadGroup, attend_by_group
 
 TILE = 8  # queries a side; larger tiles mask more keys in vain, smaller ones copy more keys
 CHUNK_BYTES = {"cpu": 4 << 20}  # a chunk's tiles stay in the cache of a CPU core ...
@@ -60,15 +60,17 @@ def attend(
     """q, k, v [B, H, W, N, D] -> [B, H, W, N, D]."""
     tables = [group.table for group in groups if group.table is not None]
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *tables)):
-        parts = [
-            _TiledAttention.apply(*(x[:, :, :, group.heads] for x in (q, k, v)), group.table, group, scale)
-            for group in groups
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
+        return attend_by_group(_attend_with_gradients, q, k, v, groups, scale)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for group in groups:
         _forward(*(x[:, :, :, group.heads] for x in (q, k, v, out)), group, scale)
     return out
+
+
+def _attend_with_gradients(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, group: HeadGroup, scale: float
+) -> torch.Tensor:
+    return _TiledAttention.apply(q, k, v, group.table, group, scale)
 
 
 class _TiledAttention(torch.autograd.Function):

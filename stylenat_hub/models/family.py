@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stylenat_hub.models.base import Generator
 from stylenat_hub.models.config import ModelConfig
 
 
@@ -38,14 +39,14 @@ class Family:
 
     generator: the `Generator` subclass. config: its config class, whose `presets` include `tiny`.
     recognise: does this original state dict of a generator belong to the family?
-    infer_config: `(original generator state dict, hints) -> config`; hints are plain data (see the family's
-    `keys`).
+    infer_config: `(original state dict, *, args, preset, config) -> config`, where args are the checkpoint's own
+    record as plain data and preset and config what the user said; each may be None, contradictions raise.
     convert_state_dict: original generator state dict -> ours.
     """
 
     name: str
     title: str
-    generator: type
+    generator: type[Generator]
     config: type[ModelConfig]
     checkpoints: tuple[Checkpoint, ...]
     recognise: Callable[[Mapping[str, Any]], bool]
