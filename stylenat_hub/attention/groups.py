@@ -74,7 +74,7 @@ def attend_by_group(
     groups: Sequence[HeadGroup],
     scale: float,
 ) -> torch.Tensor:
-    """`attend_group(q, k, v, group, scale)` for each group's heads of q, k, v [B, H, W, N, D], joined again."""
+    """`attend_group(q, k, v, group, scale)` for each group of heads of q, k, v [B, H, W, N, D], joined."""
     parts = [attend_group(*(x[:, :, :, g.heads] for x in (q, k, v)), g, scale) for g in groups]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
 
