@@ -39,8 +39,8 @@ class Family:
 
     generator: the `Generator` subclass. config: its config class, whose `presets` include `tiny`.
     recognise: does this original state dict of a generator belong to the family?
-    infer_config: `(original state dict, *, args, preset, config) -> config`: args are the checkpoint's own record
-    as plain data, preset and config what the user said; each may be None, contradictions raise.
+    infer_config: `(original state dict, *, args, preset, config) -> config`: args are the checkpoint's own
+    record as plain data, preset and config what the user said; each may be None, contradictions raise.
     convert_state_dict: original generator state dict -> ours.
     """
 
