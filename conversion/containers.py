@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conversion.pickles import StandIn, load_inert
+from conversion.pickles import StandIn, load_inert, printable
 from stylenat_hub.errors import UnsafeCheckpointError, WeightsError
 
 _NETWORKS = ("g_ema", "g", "d")
@@ -54,10 +53,11 @@ def read_checkpoint(path: str | Path, *, ignore_metadata: bool = False) -> Conta
     """
     path = Path(path)
     content, ignored = load_inert(path, ignore_metadata=ignore_metadata)
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict):
         raise WeightsError(
             f"{path.name!r} holds a {_kind(content)}, not a checkpoint; name an original checkpoint"
         )
+    content = _entries(content)
     found = _find_networks(content)
     if not found:
         raise WeightsError(
@@ -91,10 +91,10 @@ def _plain(value: Any, depth: int, budget: list[int]) -> Any:
         )
     if isinstance(value, StandIn):
         return _plain(_recorded(value), depth - 1, budget)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {
             str(_plain(key, depth - 1, budget)): _plain(item, depth - 1, budget)
-            for key, item in value.items()
+            for key, item in dict.items(value)
         }
     if isinstance(value, (list, tuple, set)):
         return [_plain(item, depth - 1, budget) for item in value]
@@ -106,27 +106,33 @@ def _plain(value: Any, depth: int, budget: list[int]) -> Any:
 def _recorded(stand_in: StandIn) -> Any:
     """The value behind a stand-in: a namespace's fields, or the content of a configuration library's node."""
     state = stand_in.state
-    if isinstance(state, tuple) and len(state) == 2 and isinstance(state[0], Mapping):
+    if isinstance(state, tuple) and len(state) == 2 and isinstance(state[0], dict):
         state = state[0]
-    if not isinstance(state, Mapping):
+    if not isinstance(state, dict):
         return None
+    state = _entries(state)
     if stand_in.foreign_name.startswith("omegaconf."):
         # `_parent` leads back up and `_metadata` says nothing about values.
         return state.get("_content", state.get("_val"))
     return state
 
 
-def _find_networks(content: Mapping[Any, Any]) -> dict[str, Mapping[Any, Any]]:
+def _entries(mapping: dict[Any, Any]) -> dict[Any, Any]:
+    """A plain dict. A pickle can hang a `get`, `items` or `keys` of its own on an ordered one."""
+    return dict(dict.items(mapping))
+
+
+def _find_networks(content: dict[Any, Any]) -> dict[str, dict[Any, Any]]:
     inner = content.get("state_dicts")
-    holder = inner if isinstance(inner, Mapping) else content
-    found = {name: holder[name] for name in _NETWORKS if isinstance(holder.get(name), Mapping)}
+    holder = _entries(inner) if isinstance(inner, dict) else content
+    found = {name: _entries(holder[name]) for name in _NETWORKS if isinstance(holder.get(name), dict)}
     if not found and content and all(isinstance(value, Tensor) for value in content.values()):
         return {"g_ema": content, "g": content}
     return found
 
 
-def _layout(content: Mapping[Any, Any]) -> str:
-    if isinstance(content.get("state_dicts"), Mapping):
+def _layout(content: dict[Any, Any]) -> str:
+    if isinstance(content.get("state_dicts"), dict):
         return "current (state_dicts)"
     if all(isinstance(value, Tensor) for value in content.values()):
         return "bare state dict"
@@ -136,13 +142,13 @@ def _layout(content: Mapping[Any, Any]) -> str:
     return "legacy (g, d, g_ema)" if "args" in content else "legacy without recorded arguments"
 
 
-def _state_dict(name: str, state: Mapping[Any, Any]) -> dict[str, Tensor]:
+def _state_dict(name: str, state: dict[Any, Any]) -> dict[str, Tensor]:
     """Strip data-parallel training's `module.` from all names; check that tensors are what they claim."""
     for key, tensor in state.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             raise WeightsError(
-                f"the checkpoint's {name!r} holds {key!r}, a {_kind(tensor)}; a state dict maps names to "
-                "tensors"
+                f"the checkpoint's {name!r} holds {_shown(key)}, a {_kind(tensor)}; a state dict maps names "
+                "to tensors"
             )
         if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
             raise WeightsError(f"the tensor {key!r} in {name!r} is not an ordinary dense tensor")
@@ -155,10 +161,15 @@ def _state_dict(name: str, state: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {key.removeprefix(strip): tensor.detach() for key, tensor in state.items()}
 
 
-def _keys(content: Mapping[Any, Any]) -> str:
-    keys = [repr(key)[:60] for key in list(content)[:8]]
+def _keys(content: dict[Any, Any]) -> str:
+    keys = [_shown(key) for key in list(content)[:8]]
     return ", ".join(keys) + (f" and {len(content) - 8} more" if len(content) > 8 else "") if keys else "none"
 
 
+def _shown(key: Any) -> str:
+    # Only of plain values: the text of tuples in tuples has no end that Python's stack would reach.
+    return repr(key)[:60] if isinstance(key, (str, int, float, bytes)) else f"a {_kind(key)}"
+
+
 def _kind(value: Any) -> str:
-    return value.foreign_name if isinstance(value, StandIn) else type(value).__name__
+    return printable(value.foreign_name) if isinstance(value, StandIn) else type(value).__name__

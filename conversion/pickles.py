@@ -1,22 +1,24 @@
 """Checkpoint files opened without trusting them: a pickle's names are listed first, and nothing in it is
 called.
 
-Three walls stand behind each other. (1) The file's container is checked: damage, compression, overlapping
-entries. (2) The pickle's opcodes are read as text (`pickletools`, which executes nothing), and every global
-that it names must be on a short list: the few that PyTorch needs to rebuild tensors, and names of harmless
-metadata types. (3) `torch.load(weights_only=True)` reads the file, and every metadata type, known or not, is
-an inert stand-in class registered under the foreign name: it records what the pickle hands to it and does
-nothing. The real classes are never imported, not even `argparse.Namespace`, so no constructor, `__setstate__`
-or factory of theirs can run.
+Four walls stand behind each other. (1) The file's container is checked (`conversion.archives`). (2) The
+pickle's opcodes are read as text (`pickletools`, which executes nothing), and every global that it names must
+be on a short list: the few that PyTorch needs to rebuild tensors, and names of harmless metadata types.
+(3) What it says about tensors must be what the file holds (`conversion.storages`). (4) Then
+`torch.load(weights_only=True)` reads the file, and every metadata type, known or not, is an inert stand-in
+class registered under the foreign name: it records what the pickle hands to it and does nothing. The real
+classes are never imported, not even `argparse.Namespace`, so no constructor, `__setstate__` or factory of
+theirs can run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import pickletools
+import re
 import warnings
 import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,9 +27,10 @@ from typing import Any, BinaryIO
 
 import torch
 
+from conversion.archives import check_container
+from conversion.storages import STORAGE_TYPES, check_storages, python3_name
 from stylenat_hub.errors import UnsafeCheckpointError, WeightsError
 
-_STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 # What PyTorch itself rebuilds tensors with; its loader allows more, which no checkpoint of ours needs.
 TORCH_GLOBALS = frozenset(
@@ -36,10 +39,9 @@ TORCH_GLOBALS = frozenset(
         "torch._utils._rebuild_tensor",
         "torch._utils._rebuild_tensor_v2",
         "torch._utils._rebuild_parameter",
-        "torch.nn.parameter.Parameter",
         "torch.Size",
         "torch.device",
-        *(f"torch.{kind}Storage" for kind in _STORAGES),
+        *STORAGE_TYPES,
         *(f"torch.{kind}" for kind in _DTYPES),
     }
 )
@@ -66,6 +68,8 @@ _BLOCKED_MODULES = frozenset({"sys", "os", "posix", "nt"})
 # Each tensor takes four tuples; nesting far beyond that would overflow the C stack when a tuple is hashed.
 _MOST_TUPLES = 40_000
 _MOST_ATTEMPTS = 16
+_MOST_NAMES = 12
+_LONGEST_NAME = 120
 
 # What PyTorch's loader raises on damaged or hostile input.
 _LOADER_ERRORS = (
@@ -110,89 +114,49 @@ def load_inert(path: Path, *, ignore_metadata: bool = False) -> tuple[Any, tuple
     Raises:
         UnsafeCheckpointError: the pickle names something that is neither a tensor nor harmless metadata.
         WeightsError: the file is empty, truncated, damaged, or no PyTorch checkpoint at all.
+
+    Unknown names come as `printable` text.
     """
-    zipped = _check_container(path)
-    names = _zip_globals(path) if zipped else _legacy_globals(path)
+    archive = check_container(path)
+    names = _legacy_globals(path) if archive is None else _globals(io.BytesIO(archive.pickle), path)
     unknown = names - TORCH_GLOBALS - METADATA_TYPES
     if ignore_metadata:
         unknown -= _HARMLESS_EXTRAS
     _refuse(path, unknown, ignore_metadata)
-    return _load(path, (names & METADATA_TYPES) | unknown, mmap=zipped), tuple(sorted(unknown))
+    check_storages(path, archive)
+    content = _load(path, (names & METADATA_TYPES) | unknown, mmap=archive is not None)
+    return content, tuple(printable(name) for name in sorted(unknown))
+
+
+def printable(text: str) -> str:
+    """Text of a file, short and fit for a terminal: anything but plain ASCII is written as its escape."""
+    short = text if len(text) <= _LONGEST_NAME else text[:_LONGEST_NAME] + "..."
+    return short if short.isascii() and short.isprintable() else ascii(short)
+
+
+def _listed(names: list[str]) -> str:
+    """Names for one sentence."""
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(ascii(name[:_LONGEST_NAME]) for name in names[:_MOST_NAMES]) + more
 
 
 def _refuse(path: Path, unknown: set[str], ignore_metadata: bool) -> None:
     if not unknown:
         return
-    listed = ", ".join(repr(name) for name in sorted(unknown))
     if not ignore_metadata:
         raise UnsafeCheckpointError(
             f"{path.name!r} was refused and nothing in it was executed: besides tensors and plain data its "
-            f"pickle names {listed}; if these are only metadata, --ignore-metadata reads them as inert "
-            "stand-ins"
+            f"pickle names {_listed(sorted(unknown))}; if these are only metadata, --ignore-metadata reads "
+            "them as inert stand-ins"
         )
     blocked = sorted(name for name in unknown if name.rpartition(".")[0] in _BLOCKED_MODULES)
     torch_own = sorted(name for name in unknown if name.startswith(("torch.", "_codecs")))
     if blocked or torch_own:
         raise UnsafeCheckpointError(
             f"{path.name!r} was refused and nothing in it was executed: its pickle names "
-            f"{', '.join(map(repr, blocked + torch_own))}, which is no metadata, and --ignore-metadata does "
+            f"{_listed(blocked + torch_own)}, which is no metadata, and --ignore-metadata does "
             "not allow it"
         )
-
-
-def _check_container(path: Path) -> bool:
-    """Is it a zip file (PyTorch 1.6 and later), not the older bare pickles? Raises if damaged or neither."""
-    if not path.exists():
-        raise WeightsError(f"there is no file {str(path)!r}; name an original checkpoint (.pt, .pth)")
-    if path.is_dir():
-        raise WeightsError(f"{str(path)!r} is a folder; name an original checkpoint file (.pt, .pth)")
-    with path.open("rb") as file:
-        head = file.read(16)
-    if not head:
-        raise WeightsError(f"{path.name!r} is empty; download or copy it again")
-    if head[:2] == b"PK":
-        _check_zip(path)
-        return True
-    if head[8:9] == b"{":
-        raise WeightsError(
-            f"{path.name!r} is a safetensors file, not an original checkpoint; load it without conversion"
-        )
-    return False
-
-
-def _check_zip(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise WeightsError(
-                    f"{path.name!r} is a compressed zip file, which PyTorch never writes; unpack it first"
-                )
-            if sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise UnsafeCheckpointError(
-                    f"{path.name!r} claims to hold more bytes than it has; it was refused"
-                )
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise WeightsError(f"{path.name!r} is truncated or damaged; download or copy it again") from error
-    if broken is not None:
-        raise WeightsError(
-            f"{path.name!r} is damaged (the checksum of {broken!r} is wrong); download or copy it again"
-        )
-    if not any(entry.filename.endswith("/data.pkl") for entry in entries):
-        raise WeightsError(
-            f"{path.name!r} is a zip file, but not one that PyTorch wrote; name an original checkpoint"
-        )
-
-
-def _zip_globals(path: Path) -> set[str]:
-    names: set[str] = set()
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.namelist():
-            if entry.endswith(".pkl"):
-                with archive.open(entry) as file:
-                    names |= _globals(file, path)
-    return names
 
 
 def _legacy_globals(path: Path) -> set[str]:
@@ -221,12 +185,12 @@ def _globals(file: BinaryIO, path: Path) -> set[str]:
             if isinstance(argument, str) and opcode.name not in ("GLOBAL", "INST"):
                 strings.append(argument)
             if opcode.name in ("GLOBAL", "INST"):
-                names.add(_python3_name(*argument.split(" ", 1)))
+                names.add(python3_name(argument))
             elif opcode.name == "STACK_GLOBAL":
                 names.add(".".join(strings[-2:]) or "a hidden name")
             elif opcode.name in ("EXT1", "EXT2", "EXT4"):
                 names.add(f"the extension {argument}")
-    except (ValueError, UnicodeError, IndexError, EOFError, OverflowError) as error:
+    except (ValueError, UnicodeError, IndexError, EOFError, OverflowError, MemoryError) as error:
         raise WeightsError(
             f"{path.name!r} is not a PyTorch checkpoint, or it is truncated or damaged; name an original "
             "checkpoint (.pt, .pth), or download it again"
@@ -238,17 +202,10 @@ def _globals(file: BinaryIO, path: Path) -> set[str]:
     return names
 
 
-def _python3_name(module: str, name: str) -> str:
-    """Protocol 2 writes Python 2's names (`__builtin__ long`); PyTorch's loader reads them as Python 3's."""
-    if (module, name) in NAME_MAPPING:
-        return ".".join(NAME_MAPPING[(module, name)])
-    return f"{IMPORT_MAPPING.get(module, module)}.{name}"
-
-
 def _load(path: Path, names: set[str], *, mmap: bool) -> Any:
     kinds: dict[str, type] = dict.fromkeys(names, StandIn)
     for _ in range(_MOST_ATTEMPTS):
-        stand_ins = {name: _stand_in(name, kind) for name, kind in kinds.items()}
+        stand_ins = {name: _stand_in(_class_name(kinds, name), name, kind) for name, kind in kinds.items()}
         try:
             with _only(stand_ins), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -259,11 +216,16 @@ def _load(path: Path, names: set[str], *, mmap: bool) -> Any:
     raise WeightsError(f"{path.name!r} holds metadata that cannot be read")
 
 
-def _stand_in(name: str, kind: type) -> type:
+def _class_name(kinds: dict[str, type], name: str) -> str:
+    """The name of a stand-in class: of letters that Python takes in it, and no two alike."""
+    return f"StandIn{list(kinds).index(name)}_" + re.sub(r"[^A-Za-z0-9]", "_", name[:_LONGEST_NAME])
+
+
+def _stand_in(class_name: str, foreign_name: str, kind: type) -> type:
     """A fresh class for one foreign name; of kind dict or list, its instances are plain dicts or lists."""
     if kind is StandIn:
-        return type("StandIn_" + name.replace(".", "_"), (StandIn,), {"foreign_name": name})
-    return type("StandIn_" + name.replace(".", "_"), (), {"__new__": lambda cls, *args: kind()})
+        return type(class_name, (StandIn,), {"foreign_name": foreign_name})
+    return type(class_name, (), {"__new__": lambda cls, *args: kind()})
 
 
 def _adapt(kinds: dict[str, type], message: str) -> bool:
@@ -272,7 +234,7 @@ def _adapt(kinds: dict[str, type], message: str) -> bool:
         OrderedDict if "SETITEM" in message else list if "append" in message or "extend" in message else None
     )
     for name, current in kinds.items():
-        if kind and current is StandIn and f".StandIn_{name.replace('.', '_')}'" in message:
+        if kind and current is StandIn and f".{_class_name(kinds, name)}'" in message:
             kinds[name] = kind
             return True
     return False
@@ -299,8 +261,8 @@ def _explained(path: Path, error: Exception) -> Exception:
         reason = text.split("WeightsUnpickler error:")[-1].strip().split("\n")[0].split(". ")[0].rstrip(".")
         return UnsafeCheckpointError(
             f"{path.name!r} was refused and nothing in it was executed: its pickle does more than hold "
-            f"tensors and plain data ({reason}); save it again with a current PyTorch from the code that it "
-            "belongs to"
+            f"tensors and plain data ({printable(reason)}); save it again with a current PyTorch from the "
+            "code that it belongs to"
         )
     return WeightsError(
         f"{path.name!r} is truncated, damaged or no PyTorch checkpoint; download or copy it again"
