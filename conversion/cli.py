@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from stylenat_hub import signals
+from stylenat_hub.cli import one_sentence, parse_path
+from stylenat_hub.errors import InputError
+
+if TYPE_CHECKING:
+    from conversion.convert import Report
 
 app = typer.Typer(
     add_completion=False,
@@ -22,11 +29,21 @@ def command(
         typer.Argument(metavar="CKPT", help="Original checkpoint file (.pt, .pth).", show_default=False),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", help="Folder to write; new or empty.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--output",
+            parser=parse_path,
+            metavar="DIR",
+            help="Folder to write; new or empty.",
+            show_default=False,
+        ),
     ] = None,
     source: Annotated[
         str | None,
         typer.Option("--from", metavar="NAME", help="Download a published original by its zoo name."),
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Model family; default: the tensors tell.")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Preset that states the dilations.")] = None,
     config: Annotated[
@@ -37,12 +54,10 @@ def command(
     ignore_metadata: Annotated[
         bool, typer.Option("--ignore-metadata", help="Read unknown metadata types as inert stand-ins.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a folder that is not empty.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Convert an original StyleNAT checkpoint to safetensors, config and pipeline layout."""
+    """Convert an original checkpoint to safetensors, config and pipeline layout."""
     if (checkpoint is None) == (source is None):
         raise typer.BadParameter("name a checkpoint file or --from NAME, one of the two")
     if output is None:
@@ -51,41 +66,41 @@ def command(
         raise typer.BadParameter("--preset and --config exclude each other")
     if weights not in ("g_ema", "g"):
         raise typer.BadParameter(f"--weights is {weights!r}; allowed: g_ema, g")
-    try:
-        # Imported here, because they are heavy: Ctrl-C is one line from the start.
+    with one_sentence(debug, "interrupted; nothing was written"):
+        # Imported here, because it is heavy: `--help` is quick.
         from conversion import convert as conversion
-        from stylenat_hub.errors import StyleNATHubError
 
-        try:
-            if source is not None:
-                checkpoint, published = _published(source)
-                preset = preset if preset or config else published
-            report = conversion.convert(
-                checkpoint,
-                output,
-                preset=preset,
-                config=conversion.read_config_file(config) if config else None,
-                weights=weights,
-                skip_discriminator=skip_discriminator,
-                ignore_metadata=ignore_metadata,
-                overwrite=overwrite,
-            )
-        except (StyleNATHubError, OSError, MemoryError) as error:
-            if debug:
-                raise
-            typer.echo(f"error: {error or type(error).__name__}", err=True)
-            raise typer.Exit(1) from None
-        except Exception as error:
-            if debug:
-                raise
-            typer.echo(f"error: unexpected {type(error).__name__}: {error}; --debug shows where", err=True)
-            raise typer.Exit(1) from None
+        if signals.received():  # an import may have swallowed it
+            raise KeyboardInterrupt
+        if source is not None:
+            conversion.check_output(output, overwrite=overwrite)  # before a long download
+            checkpoint, published = _published(source)
+            preset = preset if preset or config else published
+        report = conversion.convert(
+            checkpoint,
+            output,
+            family=family,
+            preset=preset,
+            config=conversion.read_config_file(config) if config else None,
+            weights=weights,
+            skip_discriminator=skip_discriminator,
+            ignore_metadata=ignore_metadata,
+            overwrite=overwrite,
+        )
+        _print(report)
+
+
+def _print(report: Report) -> None:
+    """Print the report. An error says that the folder is written all the same."""
+    written = f"{report.output} is written, and whole"
+    try:
+        typer.echo(str(report))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InputError(f"the report cannot be printed ({error.strerror}), but {written}") from error
     except KeyboardInterrupt:
-        if debug:
-            raise
-        typer.echo("interrupted; nothing was written", err=True)
-        raise typer.Exit(130) from None
-    typer.echo(str(report))
+        raise signals.Interrupted(written) from None
 
 
 def _published(name: str) -> tuple[Path, str]:
@@ -98,7 +113,10 @@ def _published(name: str) -> tuple[Path, str]:
     if record.origin_url is None:
         published = ", ".join(known for known, other in CHECKPOINTS.items() if other.origin_url)
         raise UnknownModelError(f"the authors published no file for {name!r} (they did for: {published})")
-    return download(record.origin_url), record.preset
+    try:
+        return download(record.origin_url), record.preset
+    except KeyboardInterrupt:
+        raise signals.Interrupted("the same command goes on with the download from here") from None
 
 
 def main() -> None:

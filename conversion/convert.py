@@ -10,36 +10,41 @@ and turns errors into one line.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    # Before the heavy imports, so that Ctrl-C during them is one line too. It never returns.
-    from conversion.cli import main
+    # Before all other imports, so that Ctrl-C during them is one line too. It never returns.
+    from stylenat_hub.signals import caught
 
-    main()
+    with caught("interrupted; nothing was written"):
+        from conversion.cli import main
 
+        main()
+
+import difflib
 import hashlib
 import json
 import platform
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 import stylenat_hub
 from conversion.containers import Container, read_checkpoint
 from conversion.discriminator import save_discriminator
-from stylenat_hub.errors import ConfigError, InputError, WeightsError
-from stylenat_hub.files import whole_folder
+from stylenat_hub.errors import ConfigError, InputError, UnknownModelError, WeightsError
+from stylenat_hub.files import check_folder, user_path, whole_folder
 from stylenat_hub.models.config import ModelConfig
 from stylenat_hub.models.family import Family
 from stylenat_hub.pipeline import GANPipeline
 from stylenat_hub.registry import FAMILIES
+from stylenat_hub.weights import system_errors
 
 MEAN_LATENTS = 10_000
 MEAN_SEED = 0
 _MEAN_BATCH = 1_000
+# What a conversion leaves in its folder, and what may be added to it; the first is in every one.
+RESULT = ("conversion.json", "model_index.json", "generator", "discriminator", "README.md")
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ def convert(
     checkpoint: str | Path,
     output: str | Path,
     *,
+    family: str | None = None,
     preset: str | None = None,
     config: ModelConfig | Mapping[str, Any] | None = None,
     weights: str = "g_ema",
@@ -95,34 +101,34 @@ def convert(
 ) -> Report:
     """Convert an original checkpoint file to the pipeline layout, whole or not at all.
 
-    checkpoint: the file. output: a folder that does not exist or is empty (or `overwrite`). preset, config:
+    checkpoint: the file. output: a folder that does not exist or is empty; with `overwrite` also an earlier
+    result, with nothing else in it. family: its name in the zoo; by default the tensors tell. preset, config:
     where the dilations come from if the file does not record them; checked against the tensors in any case.
     weights: "g_ema" (the averaged generator) or "g". skip_discriminator: do not keep the discriminator's
     tensors. ignore_metadata: read unknown metadata types as inert stand-ins instead of refusing the file.
 
     Raises:
-        UnsafeCheckpointError, WeightsError, ConfigError, InputError: one sentence; nothing is written then.
+        UnsafeCheckpointError, UnknownModelError, WeightsError, ConfigError, InputError: one sentence; nothing
+            is written then. Interrupted: Ctrl-C came too late to stop it: the folder is whole.
     """
     if weights not in ("g_ema", "g"):
         raise InputError(f"weights is {weights!r}; allowed: 'g_ema' (the averaged generator) or 'g'")
-    source = Path(checkpoint)
+    families = _families(family)
+    source = user_path(checkpoint)
+    check_output(output, overwrite=overwrite, inputs=(source,))
     container = read_checkpoint(source, ignore_metadata=ignore_metadata)
     original = container.network(weights)
-    family = _family_of(original, source.name)
+    found = _family_of(original, source.name, families)
     if preset is not None:
-        preset = preset.removeprefix(f"{family.name}-")  # the zoo's names are taken too
-    values = family.infer_config(original, args=container.args, preset=preset, config=config)
-    generator = _build(family, values, family.convert_state_dict(original))
+        preset = preset.removeprefix(f"{found.name}-")  # the zoo's names are taken too
+    values = found.infer_config(original, args=container.args, preset=preset, config=config)
+    generator = _build(found, values, found.convert_state_dict(original))
     discriminator = None if skip_discriminator else container.networks.get("d")
-    with whole_folder(output, overwrite=overwrite) as folder:
-        _fill_mean_style(generator)
-        _write(generator, discriminator, folder)
-        record = _record(source, container, family, weights)
-        (folder / "conversion.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        _check_reload(generator, folder)
-    return Report(
-        output=Path(output),
-        family=family.name,
+    record = json.dumps(_record(source, container, found, weights), indent=2) + "\n"
+    # All of it before the folder appears, so that no error comes after that.
+    report = Report(
+        output=user_path(output),
+        family=found.name,
         layout=container.layout,
         weights=weights,
         config=values,
@@ -131,20 +137,50 @@ def convert(
         discriminator=discriminator is not None,
         ignored=container.ignored,
     )
+    allowed = RESULT if overwrite else None
+    with whole_folder(output, overwrite=allowed, inputs=(source,)) as folder, system_errors():
+        _fill_mean_style(generator)
+        GANPipeline(generator=generator).save_pretrained(folder)
+        if discriminator is not None:
+            save_discriminator(discriminator, folder)
+        (folder / RESULT[0]).write_text(record, encoding="utf-8")
+        _check_reload(generator, folder)
+    return report
 
 
-def _family_of(state: Mapping[str, Any], name: str) -> Family:
-    for family in FAMILIES.values():
+def check_output(output: str | Path, *, overwrite: bool = False, inputs: Sequence[Path] = ()) -> None:
+    """Raise `InputError` if `convert` could not write there; see `stylenat_hub.files.check_folder`."""
+    check_folder(output, overwrite=RESULT if overwrite else None, inputs=inputs)
+
+
+def _families(name: str | None) -> list[Family]:
+    """The families to try: all, or the one of this name. Raises `UnknownModelError`."""
+    if name is None:
+        return list(FAMILIES.values())
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(name, FAMILIES, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(FAMILIES))}"
+        raise UnknownModelError(f"there is no family {name!r}; {hint}")
+    return [FAMILIES[name]]
+
+
+def _family_of(state: Mapping[str, Any], name: str, families: Sequence[Family]) -> Family:
+    for family in families:
         if family.recognise(state):
             return family
-    if any(key.endswith("attn.0.relative_position_bias_table") for key in state):
+    if len(families) < len(FAMILIES) and any(other.recognise(state) for other in FAMILIES.values()):
+        other = _family_of(state, name, list(FAMILIES.values()))
         raise WeightsError(
-            f"{name!r} is a StyleSwin checkpoint, which is not supported yet; only StyleNAT is so far"
+            f"{name!r} is not a checkpoint of {families[0].title}, but of {other.title}; pass --family "
+            f"{other.name}, or leave it out"
         )
+    if any(key.endswith("attn.0.relative_position_bias_table") for key in state):
+        titles = ", ".join(family.title for family in FAMILIES.values())
+        raise WeightsError(f"{name!r} is a StyleSwin checkpoint, which is not supported yet; {titles} is")
     some = ", ".join(map(repr, list(state)[:4])) or "none"
     raise WeightsError(
         f"{name!r} is a checkpoint of another project: its generator has the tensors {some}, ...; allowed "
-        f"are original checkpoints of {', '.join(family.title for family in FAMILIES.values())}"
+        f"are original checkpoints of {', '.join(family.title for family in families)}"
     )
 
 
@@ -181,19 +217,6 @@ def _fill_mean_style(generator: Any) -> None:
         styles = generator.mapping(torch.randn(_MEAN_BATCH, generator.z_dim, generator=source))
         total += styles[:, 0].double().sum(0)
     generator.w_avg.copy_(total / MEAN_LATENTS)
-
-
-def _write(generator: Any, discriminator: Mapping[str, torch.Tensor] | None, folder: Path) -> None:
-    try:
-        GANPipeline(generator=generator).save_pretrained(folder)
-        if discriminator is not None:
-            save_discriminator(discriminator, folder)
-    except SafetensorError as error:
-        # The library hides the operating system's error in its text; as an OSError it gets its sentence.
-        code = re.search(r"os error (\d+)", str(error))
-        if code:
-            raise OSError(int(code[1]), str(error)) from error
-        raise
 
 
 @torch.inference_mode()
@@ -261,7 +284,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     Raises `ConfigError` if it cannot be read or holds something else.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(user_path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the config file {str(path)!r}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -1,7 +1,8 @@
 """The `stylenat` command: the words on the command line; each command calls an importable function.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 one sentence says
-why not, 2 wrong usage, 130 Ctrl-C. PyTorch is imported inside the commands, so that `--help` is quick.
+why not, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM. PyTorch is imported inside the commands, so that `--help` is
+quick.
 """
 
 from __future__ import annotations
@@ -10,39 +11,46 @@ import contextlib
 import json
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from stylenat_hub import signals
 from stylenat_hub.errors import InputError, StyleNATHubError
 
 if TYPE_CHECKING:
     import torch
 
 MAX_SEEDS = 1_000_000  # in one command: a guard against typing mistakes
+MAX_TRUNCATION = 1e6  # far beyond any picture; larger ones overflow in float32
 _DEBUG = "--debug"
+_USAGE = typer.BadParameter.__base__  # typer shows these itself, with the usage, and exits with 2
 
 
 @contextlib.contextmanager
-def one_sentence(debug: bool) -> Iterator[None]:
-    """An error becomes one line and exit code 1, Ctrl-C one line and 130; with `debug` they pass."""
+def one_sentence(debug: bool, interrupted: str = "interrupted") -> Iterator[None]:
+    """Any error becomes one line and exit code 1, Ctrl-C and SIGTERM one line (`interrupted`) and 130 or 143;
+    with `debug` errors pass, and an interruption shows where it came. Every command line of the project uses
+    this."""
     try:
         yield
     except (typer.Exit, typer.Abort, BrokenPipeError):  # typer's own ways out; a reader that saw enough
         raise
-    except (StyleNATHubError, OSError, RuntimeError) as error:
-        if debug:
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) or signals.received():
+            if debug:
+                traceback.print_exc()
+            signals.tell(interrupted, error)
+            raise typer.Exit(signals.exit_code()) from None
+        if debug or isinstance(error, _USAGE):
             raise
         typer.echo(f"error: {_sentence(error)}", err=True)
         raise typer.Exit(1) from None
-    except KeyboardInterrupt as error:
-        typer.echo(f"interrupted: {error}" if str(error) else "interrupted", err=True)
-        raise typer.Exit(130) from None
 
 
 class _Commands(TyperGroup):
@@ -121,7 +129,18 @@ def _device(text: str) -> str:
 def _number(value: float) -> float:
     if value != value or abs(value) == float("inf"):
         raise typer.BadParameter(f"{value} is not a finite number; usual values are from 0 to 1")
+    if abs(value) > MAX_TRUNCATION:
+        raise typer.BadParameter(
+            f"{value} is out of range; allowed: {-MAX_TRUNCATION:.0f} to {MAX_TRUNCATION:.0f}, usually 0 to 1"
+        )
     return value
+
+
+def parse_path(text: str | Path) -> Path:
+    """A path as typed. Raises `typer.BadParameter` for an empty one, which would mean the current folder."""
+    if not str(text):
+        raise typer.BadParameter("the name is empty; write '.' for the current folder")
+    return Path(text)
 
 
 def builtin_model() -> str:
@@ -176,7 +195,9 @@ def generate(
     cutoff: Annotated[
         int | None, typer.Option(min=0, help="Truncate only so many of the styles, the coarse ones first.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("pictures"),
+    output: Annotated[
+        Path, typer.Option(parser=parse_path, metavar="DIR", help="Folder for the PNG files.")
+    ] = Path("pictures"),
     grid: Annotated[bool, typer.Option("--grid", help="Also write grid.png with all pictures.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 8,
     device: Annotated[str, typer.Option(callback=_device, help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
@@ -272,7 +293,10 @@ def benchmark(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: torch's choice.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each kind; the median counts.")] = 5,
     gather: Annotated[bool, typer.Option(help="Measure the gather formulation of attention too.")] = True,
-    output: Annotated[Path | None, typer.Option(help="Also write the result as JSON to this file.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(parser=parse_path, metavar="FILE", help="Also write the result as JSON to this file."),
+    ] = None,
 ) -> None:
     """Time a model's shape with random weights.
 
@@ -303,16 +327,14 @@ def _sentence(error: Exception) -> str:
         return text
     if type(error).__name__ == "OutOfMemoryError":
         return "the device is out of memory; try a smaller --batch-size, --dtype bfloat16 or --device cpu"
+    if isinstance(error, MemoryError):
+        return "the machine is out of memory; close other programs, or use one with more"
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         return f"the system refuses: {text} (--debug shows where)"
-    return f"{type(error).__name__}: {text} (--debug shows where)"
-
-
-def _report_bug(kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
-    typer.echo(
-        f"error: {kind.__name__}: {' '.join(str(error).split())} (a bug; --debug shows where)", err=True
-    )
+    if isinstance(error, (OSError, RuntimeError)):
+        return f"{type(error).__name__}: {text} (--debug shows where)"
+    return f"{type(error).__name__}: {text} (a bug; --debug shows where)"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -320,10 +342,9 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     rest = [argument for argument in arguments if argument != _DEBUG]
     debug = [_DEBUG] if len(rest) < len(arguments) else []
-    if not debug:
-        sys.excepthook = _report_bug
-    # Not `app(...)`, which puts typer's own excepthook in place.
-    typer.main.get_command(app)([*debug, *rest], prog_name="stylenat")
+    with signals.caught():
+        # Not `app(...)`, which puts typer's own excepthook in place.
+        typer.main.get_command(app)([*debug, *rest], prog_name="stylenat")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ import PIL.Image
 from PIL.PngImagePlugin import PngInfo
 
 from stylenat_hub.errors import InputError
-from stylenat_hub.files import whole_file
+from stylenat_hub.files import check_writable, user_path, whole_file
 from stylenat_hub.pipeline import GANPipeline, check_seeds
+from stylenat_hub.signals import Interrupted
 
 GRID_SIDE = 8192  # px; larger grids shrink their cells, so that thousands of pictures still fit into memory
 
@@ -25,10 +27,6 @@ class Written:
     folder: Path
     count: int
     grid: Path | None
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while pictures were drawn. The message says how many of them, each whole, are where."""
 
 
 def picture_name(seed: int, largest: int = 0) -> str:
@@ -57,8 +55,10 @@ def write_pictures(
         InputError: an argument out of its range (see `GANPipeline`), or a folder that cannot be written.
         Interrupted: Ctrl-C; what is written is whole, and there is no grid.
     """
-    seeds, folder = check_seeds(seeds), Path(folder).expanduser()
+    seeds, folder = check_seeds(seeds), user_path(folder)
+    count, largest = 0, max(seeds)
     check_writable(folder)
+    _check_names(folder, seeds, largest)
     options = {"truncation_psi": truncation_psi, "truncation_cutoff": truncation_cutoff}
     about = {
         "model": pipeline.model_name or "unnamed",
@@ -66,7 +66,6 @@ def write_pictures(
     }
     about |= label or {}
     sheet = Grid(len(seeds), pipeline.generator.resolution) if grid else None
-    count, largest = 0, max(seeds)
     try:
         for batch in pipeline.iterate(seeds, batch_size=batch_size, **options):
             for image, seed in zip(batch.images, batch.seeds, strict=True):
@@ -91,19 +90,17 @@ def write_picture(image: PIL.Image.Image, path: str | os.PathLike[str], about: M
         image.save(temporary, format="PNG", pnginfo=chunks)
 
 
-def check_writable(folder: Path) -> None:
-    """Raise `InputError` if pictures could not be written there, before minutes are spent on drawing them."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"the output {str(folder)!r} is a file; name a folder")
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not parent.is_dir():
-        raise InputError(
-            f"cannot write {str(folder)!r}: {str(parent)!r} is a file, not a folder; name another output"
+def _check_names(folder: Path, seeds: Sequence[int], largest: int) -> None:
+    """Raise `InputError` if a folder has the name of a picture, before anything is drawn."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = re.fullmatch(r"seed(\d+)\.png", path.name)
+        taken = path.name == "grid.png" or (
+            match and int(match[1]) in seeds and path.name == picture_name(int(match[1]), largest)
         )
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(
-            f"cannot write {str(folder)!r}: permission denied; name an output that you may write"
-        )
+        if taken and path.is_dir():
+            raise InputError(
+                f"cannot write {str(path)!r}: a folder of that name is there; name another output"
+            )
 
 
 class Grid:

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from stylenat_hub.errors import ConfigError, InputError, WeightsError
-from stylenat_hub.files import whole_folder
+from stylenat_hub.files import explained, replace_all, set_modes, staging, user_path, whole_folder
+from stylenat_hub.signals import Interrupted, held
 
 _STEM = "diffusion_pytorch_model"
-_WEIGHTS = re.compile(rf"{_STEM}(?:\.(?P<variant>[^/]+?))?(?P<shard>-\d{{5}}-of-\d{{5}})?\.safetensors")
+_WEIGHTS = re.compile(rf"{_STEM}(?:\.(?P<variant>[^/\\]+?))?(?P<shard>-\d{{5}}-of-\d{{5}})?\.safetensors")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 Header = tuple[tuple[int, ...], str]
@@ -189,35 +189,60 @@ def saving(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder to save into; on success its files move into `folder`, on an error none do.
 
     A new folder appears whole, by one rename. Into an existing one the files move one by one, each whole,
-    weights before configs; other files there stay (another variant, a model card).
-    Raises `InputError` if it cannot be written.
+    weights before configs; what they replace is kept until the last has moved, and put back if one cannot.
+    Earlier weights of the same variant go (an index and its shards would be read before a single file); other
+    files there stay (another variant, a model card).
+
+    Raises:
+        InputError: it cannot be written. Interrupted: Ctrl-C came too late to stop it: all is saved.
     """
-    target = Path(os.path.abspath(Path(folder).expanduser()))
-    if not target.is_dir() or not any(target.iterdir()):
-        with whole_folder(target) as temporary, _system_errors():
+    target = Path(os.path.realpath(user_path(folder)))
+    with explained(target):
+        fresh = not target.is_dir() or not any(target.iterdir())
+    if fresh:
+        with whole_folder(target) as temporary, system_errors():
             yield temporary
         return
-    staging = target / ".saving"
-    with whole_folder(staging, overwrite=True) as temporary, _system_errors():
-        yield temporary
-        for path in sorted(temporary.rglob("*"), key=lambda path: path.suffix == ".json"):
-            if path.is_file():
-                _move(path, target / path.relative_to(temporary))
-    shutil.rmtree(staging, ignore_errors=True)
+    saved = False
+    try:
+        with staging(target) as temporary:
+            with system_errors():
+                yield temporary
+            set_modes(temporary)
+            with held():
+                _move_all(temporary, target)
+                saved = True
+    except KeyboardInterrupt:
+        if saved:
+            raise Interrupted(f"{target} is written, and whole") from None
+        raise
 
 
-def _move(new: Path, old: Path) -> None:
-    old.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(new, old)
-    match = _WEIGHTS.fullmatch(old.name)
-    if match and not match["shard"]:
-        # An index that a sharded save left here would be read before this file.
-        (old.parent / file_names(match["variant"])[1]).unlink(missing_ok=True)
+def _move_all(temporary: Path, target: Path) -> None:
+    files = sorted(temporary.rglob("*"), key=lambda path: (path.suffix == ".json", path))
+    moves = [(path, target / path.relative_to(temporary)) for path in files if path.is_file()]
+    finals = {final for _, final in moves}
+    variants = {
+        (final.parent, match["variant"]) for final in finals if (match := _WEIGHTS.fullmatch(final.name))
+    }
+    dropped = {old for folder, variant in variants for old in _saved_weights(folder, variant)}
+    replace_all(moves, sorted(dropped - finals), target)
+
+
+def _saved_weights(folder: Path, variant: str | None) -> list[Path]:
+    """The weights of one variant that a folder has: a single file, shards, an index."""
+    index = file_names(variant)[1]
+    return [
+        path
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.name == index or ((m := _WEIGHTS.fullmatch(path.name)) and m["variant"] == variant)
+    ]
 
 
 @contextlib.contextmanager
-def _system_errors() -> Iterator[None]:
-    """Unwrap the operating system's errors from safetensors' for `whole_folder`, which explains them."""
+def system_errors() -> Iterator[None]:
+    """Raise the operating system's errors that safetensors hides in its own as `OSError`, so that who writes
+    files can explain them."""
     try:
         yield
     except SafetensorError as error:

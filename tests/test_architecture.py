@@ -25,13 +25,14 @@ MAX_LINES = 400
 # families, "models.*" any one family; "" is the package's own __init__.
 BELOW: dict[str, tuple[str, ...]] = {
     "errors": (),
-    "files": ("errors",),
+    "signals": (),
+    "files": ("errors", "signals"),
     "attention": ("errors",),
     "layers": ("errors",),
     "models": ("errors", "files", "attention", "layers"),
     "models.*": ("errors", "attention", "layers", "models.base", "models.config", "models.family"),
     "registry": ("errors", "models", "models.*"),
-    "weights": ("errors", "files"),
+    "weights": ("errors", "files", "signals"),
     "hub": ("errors", "files", "attention", "layers", "models", "models.*", "registry", "weights"),
 }
 # in this order, each on all before it, so that none import each other in a circle
@@ -44,6 +45,7 @@ LATE_EXCEPTIONS = {("stylenat_hub/models/base.py", "hub")}
 CORE = {"torch", "diffusers", "huggingface_hub", "safetensors", "accelerate", "numpy", "PIL", "typer", "tqdm"}
 THIRD_PARTY: dict[str, set[str]] = {
     "errors": set(),
+    "signals": set(),
     "files": set(),
     "attention": {"torch"},
     "layers": {"torch"},

@@ -152,6 +152,9 @@ def test_bad_seeds(part):
     [
         (["--seeds", "0,a-b"], "'a-b'"),
         (["--truncation", "nan"], "nan is not a finite number"),
+        (["--truncation", "1e308"], "1e+308 is out of range"),
+        (["--truncation", "-1000001"], "allowed: -1000000 to 1000000"),
+        (["--output", ""], "the name is empty"),
         (["--truncation", "much"], "--truncation"),
         (["--batch-size", "0"], "batch-size"),
         (["--cutoff", "-1"], "cutoff"),
@@ -187,6 +190,8 @@ def test_without_a_model_the_builtin_is_used(tiny, tmp_path, monkeypatch):
 
 def test_outputs_that_cannot_be_written(tiny, pipeline, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("keep me")
+    assert "the name is too long" in fails("generate", tiny, "--output", tmp_path / ("x" * 300))
+    assert "the home folder" in fails("generate", tiny, "--output", "~nosuchuser/x")
     assert "is a file; name a folder" in fails("generate", tiny, "--output", tmp_path / "file")
     assert "is a file, not a folder" in fails("generate", tiny, "--output", tmp_path / "file" / "below")
     assert (tmp_path / "file").read_text() == "keep me"
@@ -200,6 +205,18 @@ def test_outputs_that_cannot_be_written(tiny, pipeline, tmp_path, monkeypatch):
     assert names(tmp_path) == ["file"]
 
 
+def test_a_folder_with_the_name_of_a_picture(tiny, tmp_path, monkeypatch):
+    for name in ("seed000000003.png", "grid.png", "seed000000099.png"):  # the last is not asked for
+        (tmp_path / name).mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(GANPipeline, "iterate", None)  # nothing is drawn before
+        arguments = ("generate", tiny, "--output", tmp_path, "--seeds")
+        assert "grid.png': a folder of that name is there" in fails(*arguments, "0", "--grid")
+        (tmp_path / "grid.png").rmdir()
+        assert "seed000000003.png': a folder of that name" in fails(*arguments, "0-9", "--grid")
+    assert run(*arguments, "0-2", "--grid").exit_code == 0
+
+
 def test_a_full_disk(tiny, tmp_path, monkeypatch):
     save = PIL.Image.Image.save
 
@@ -209,7 +226,8 @@ def test_a_full_disk(tiny, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(PIL.Image.Image, "save", full)
-    assert "the disk is full" in fails("generate", tiny, "--seeds", "0-3", "--output", tmp_path)
+    line = fails("generate", tiny, "--seeds", "0-3", "--output", tmp_path)
+    assert f"cannot write {str(tmp_path / 'seed000000001.png')!r}: the disk is full" in line
     assert names(tmp_path) == ["seed000000000.png"]  # whole, and no half file beside it
 
 
@@ -228,16 +246,37 @@ def test_ctrl_c_keeps_whole_pictures_only(tiny, tmp_path, monkeypatch):
     assert names(tmp_path) == ["seed000000000.png", "seed000000001.png"]
 
 
-def test_ctrl_c_in_a_process(tiny, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_process(tiny, tmp_path, number):
     process = command("generate", tiny, "--seeds", "0-99999", "--output", tmp_path, "--batch-size", 1)
     while not list(tmp_path.glob("seed*.png")) and process.poll() is None:
         os.sched_yield()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "Traceback" not in errors and errors.splitlines()[-1].startswith("interrupted: ")
     assert all(pixels(path).shape == (32, 32, 3) for path in tmp_path.iterdir())
     assert all(name.startswith("seed") for name in names(tmp_path))
+
+
+@pytest.mark.parametrize("then", ["raise", "raise ImportError", "raise RecursionError('cut off')", "pass"])
+@pytest.mark.parametrize(
+    ("line", "module"),
+    [
+        (["-m", "stylenat_hub.cli", "info"], "torch"),
+        (["-m", "conversion.convert", "x.pt"], "torch"),
+        (["-m", "conversion.convert", "x.pt"], "typer"),
+    ],
+)
+def test_a_signal_during_an_import_is_one_line(tmp_path, line, then, module):
+    """However the import takes it: a stand-in raises it on, swallows it, or turns it into something else."""
+    code = f"import signal\ntry:\n    signal.raise_signal(2)\nexcept KeyboardInterrupt:\n    {then}\n"
+    (tmp_path / f"{module}.py").write_text(code + "def __getattr__(name): return type\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))}
+    line = [sys.executable, *line, *(["--output", tmp_path / "out"] if "x.pt" in line else [])]
+    done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr.startswith("interrupted") and len(done.stderr.splitlines()) == 1
 
 
 def test_debug_shows_the_traceback_wherever_it_stands():
@@ -264,15 +303,9 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     assert process.stderr.read() == "" and process.wait(timeout=60) == 1
 
 
-def test_an_unexpected_error_is_one_line_too(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+def test_an_unexpected_error_is_one_line_too(monkeypatch):
     monkeypatch.setattr(cli, "builtin_model", lambda: 1 / 0)
-    with pytest.raises(ZeroDivisionError) as caught:
-        cli.main(["info"])
-    sys.excepthook(caught.type, caught.value, None)
-    assert (
-        capsys.readouterr().err == "error: ZeroDivisionError: division by zero (a bug; --debug shows where)\n"
-    )
+    assert fails("info") == "error: ZeroDivisionError: division by zero (a bug; --debug shows where)"
 
 
 def test_list():

@@ -1,18 +1,12 @@
 """An original checkpoint file becomes a pipeline folder with the same pictures, or one clear sentence."""
 
-import errno
+import dataclasses
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -20,7 +14,7 @@ import conversion.convert
 from conversion.cli import app
 from conversion.containers import read_checkpoint
 from conversion.convert import convert
-from stylenat_hub.errors import InputError, WeightsError
+from stylenat_hub.errors import InputError
 from stylenat_hub.pipeline import GANPipeline
 
 ROOT = Path(__file__).parent.parent
@@ -28,9 +22,6 @@ GOLDENS = Path(__file__).parent / "goldens"
 NAMES = ["stylenat_legacy_ffhq_style_64", "stylenat_hydra_church_style_64", "stylenat_mixed_first_public_32"]
 MIXED = GOLDENS / "stylenat_mixed_first_public_32.pt"
 PLAIN = GOLDENS / "stylenat_hydra_church_style_64.pt"
-MODULE = [sys.executable, "-m", "conversion.convert"]
-QUIET = {"cwd": ROOT, "capture_output": True, "text": True}
-PIPES = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 
 def run(*arguments):
@@ -210,52 +201,17 @@ def test_a_bad_discriminator_is_an_error_unless_left_out(change, message, tmp_pa
     assert run(path, "--output", tmp_path / "out", "--skip-discriminator").exit_code == 0
 
 
-def test_a_folder_with_something_in_it_is_replaced_only_on_request(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("precious")
-    refused(run(MIXED, "--output", tmp_path / "out"), "is not empty")
-    assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
-    assert run(MIXED, "--output", tmp_path / "out", "--overwrite").exit_code == 0
-    assert not (tmp_path / "out" / "mine.txt").exists()
-
-
-def test_an_unwritable_output_is_one_sentence(tmp_path):
-    (tmp_path / "file").write_text("")
-    refused(run(MIXED, "--output", tmp_path / "file"), "is a file")
-    refused(run(MIXED, "--output", tmp_path / "file" / "out"), "is a file, not a folder")
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
-    ],
-)
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(error, tmp_path, monkeypatch):
-    def full(self, folder, **kwargs):
-        (Path(folder) / "half.bin").write_bytes(b"half")
-        raise error
-
-    monkeypatch.setattr(GANPipeline, "save_pretrained", full)
-    refused(run(MIXED, "--output", tmp_path / "out"), "the disk is full")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_reloads_to_another_picture_is_not_kept(tmp_path, monkeypatch):
-    save = GANPipeline.save_pretrained
-
-    def wrong(self, folder, **kwargs):
-        state = {name: tensor.clone() for name, tensor in self.generator.state_dict().items()}
-        with torch.no_grad():
-            self.generator.constant.add_(1e-3)
-        save(self, folder, **kwargs)
-        self.generator.load_state_dict(state)
-
-    monkeypatch.setattr(GANPipeline, "save_pretrained", wrong)
-    with pytest.raises(WeightsError, match="reloads to another picture"):
-        convert(MIXED, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+def test_only_the_named_family_is_tried(tmp_path, monkeypatch):
+    assert convert(MIXED, tmp_path / "out", family="stylenat").family == "stylenat"
+    refused(run(MIXED, "--output", tmp_path / "two", "--family", "stylnat"), "did you mean 'stylenat'?")
+    refused(run(MIXED, "--output", tmp_path / "two", "--family", "zzz"), "there are: stylenat")
+    known = conversion.convert.FAMILIES["stylenat"]
+    other = dataclasses.replace(known, name="other", title="Other", recognise=lambda state: False)
+    monkeypatch.setattr(conversion.convert, "FAMILIES", {"stylenat": known, "other": other})
+    refused(
+        run(MIXED, "--output", tmp_path / "two", "--family", "other"),
+        f"is not a checkpoint of Other, but of {known.title}; pass --family stylenat",
+    )
 
 
 def test_a_pickle_that_runs_code_is_refused_and_creates_nothing(tmp_path):
@@ -277,21 +233,6 @@ def test_a_file_that_is_no_checkpoint_is_one_line(tmp_path):
     refused(run(tmp_path / "none.pt", "--output", tmp_path / "out"), "there is no file")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--output", "out"],
-        [MIXED],
-        [MIXED, "--output", "out", "--from", "stylenat-ffhq-256"],
-        [MIXED, "--output", "out", "--weights", "ema"],
-        [MIXED, "--output", "out", "--preset", "tiny", "--config", "x.json"],
-        [MIXED, "--output", "out", "--unknown"],
-    ],
-)
-def test_wrong_usage_ends_with_2(arguments):
-    refused(run(*arguments), "Usage:", code=2)
-
-
 def test_an_unknown_published_name_offers_the_nearest(tmp_path):
     refused(run("--from", "stylenat-ffhq-265", "--output", tmp_path / "out"), "stylenat-ffhq-256")
     refused(run("--from", "stylenat-church-256", "--output", tmp_path / "out"), "published no file")
@@ -306,48 +247,6 @@ def test_a_published_original_is_downloaded_and_converted(tmp_path, monkeypatch)
     assert asked == ["https://shi-labs.com/projects/stylenat/checkpoints/FFHQ1024_700k.pt"]
 
 
-def test_debug_shows_the_traceback(tmp_path):
-    result = run(tmp_path / "none.pt", "--output", tmp_path / "out", "--debug")
-    assert isinstance(result.exception, WeightsError)
-
-
-def test_an_unexpected_error_is_one_line_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(conversion.convert, "read_checkpoint", lambda *a, **k: 1 / 0)
-    refused(run(MIXED, "--output", tmp_path / "out"), "unexpected ZeroDivisionError")
-
-
 def test_only_the_two_generators_can_be_named(tmp_path):
     with pytest.raises(InputError, match=r"'g_ema' .* or 'g'"):
         convert(MIXED, tmp_path / "out", weights="d")
-
-
-def test_ctrl_c_half_way_is_one_line_130_and_leaves_nothing(tmp_path, monkeypatch):
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(conversion.convert, "_check_reload", interrupt)
-    result = run(MIXED, "--output", tmp_path / "out")
-    assert (result.exit_code, result.output) == (130, "interrupted; nothing was written\n")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_module_runs_from_the_repository(tmp_path):
-    done = subprocess.run([*MODULE, str(MIXED), "--output", str(tmp_path / "out")], **QUIET, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "32 x 32 px" in done.stdout
-    assert (tmp_path / "out" / "model_index.json").exists()
-
-
-def test_a_signal_while_it_reads_ends_it_in_one_line(tmp_path):
-    os.mkfifo(tmp_path / "slow.pt")
-    with (
-        subprocess.Popen(
-            [*MODULE, str(tmp_path / "slow.pt"), "--output", str(tmp_path / "out")], **PIPES
-        ) as process,
-        (tmp_path / "slow.pt").open("wb"),
-    ):  # opens when the other side does: it waits for the first bytes now
-        time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
-    assert (process.returncode, output, errors) == (130, "", "interrupted; nothing was written\n")
-    assert [file.name for file in tmp_path.iterdir()] == ["slow.pt"]

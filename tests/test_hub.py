@@ -295,3 +295,68 @@ def test_save_to_a_full_disk(tiny, tmp_path, monkeypatch, existing):
         else not target.exists()
     )
     assert [path.name for path in tmp_path.iterdir()] == (["model"] if existing else [])
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full", "x"), KeyboardInterrupt()])
+def test_a_save_that_fails_half_way_leaves_the_old_model(folder, monkeypatch, number, error):
+    before, rename, calls = contents(folder), os.rename, []
+
+    def fail(old, new):
+        calls.append(old)
+        if len(calls) == number:
+            error.filename = old
+            raise error
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises((InputError, KeyboardInterrupt)) as caught:
+        tiny_generator(seed=1).save_pretrained(folder)
+    assert contents(folder) == before and len(calls) >= number
+    if isinstance(error, OSError):
+        assert str(caught.value).startswith(f"cannot write {str(folder)!r}: the disk is full")
+
+
+def test_errors_of_a_save_name_the_users_folder(folder, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise SafetensorError("I/O error (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    for source in (tiny_generator(), GANPipeline(tiny_generator())):
+        with pytest.raises(InputError) as caught:
+            source.save_pretrained(folder)
+        assert str(caught.value).startswith(f"cannot write {str(folder)!r}: the disk is full")
+
+
+def test_a_folder_in_the_place_of_a_file_is_kept(folder):
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    (folder / "config.json" / "mine").write_text("precious")
+    before = contents(folder)
+    with pytest.raises(InputError, match="a folder stands where a file would go"):
+        tiny_generator(seed=1).save_pretrained(folder)
+    assert contents(folder) == before
+
+
+def test_earlier_weights_of_the_same_variant_go(folder):
+    model = StyleNATGenerator.from_pretrained(folder)
+    model.save_pretrained(folder, variant="bf16", max_shard_size="200KB")
+    other = {name for name in os.listdir(folder) if "bf16" in name}
+    assert len(other) > 2
+    model.save_pretrained(folder, max_shard_size="200KB")
+    assert not (folder / WEIGHTS).exists()
+    model.save_pretrained(folder)
+    assert set(os.listdir(folder)) == {"config.json", WEIGHTS, *other}
+    assert StyleNATGenerator.from_pretrained(folder, variant="bf16").resolution == 32
+
+
+def test_saved_files_have_the_modes_of_new_files(folder, tmp_path):
+    (tmp_path / "new").touch()
+    tiny_generator().save_pretrained(folder)
+    tiny_generator().save_pretrained(tmp_path / "other")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode for path in files} == {(tmp_path / "new").stat().st_mode}
