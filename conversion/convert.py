@@ -38,6 +38,7 @@ from stylenat_hub.models.config import ModelConfig
 from stylenat_hub.models.family import Family
 from stylenat_hub.pipeline import GANPipeline
 from stylenat_hub.registry import FAMILIES
+from stylenat_hub.summary import table
 from stylenat_hub.weights import system_errors
 
 MEAN_LATENTS = 10_000
@@ -52,8 +53,7 @@ class Report:
     """What was found in a checkpoint and written.
 
     family: its name in the zoo. layout: the container's. weights: which generator was taken. discriminator:
-    was one written? ignored: names of types read as inert stand-ins. levels: one row per level, see
-    `_level_rows`.
+    was one written? ignored: names of types read as inert stand-ins. levels: `Generator.level_rows`.
     """
 
     output: Path
@@ -72,15 +72,8 @@ class Report:
             f"family      {self.family}, {self.config.resolution} x {self.config.resolution} px",
             f"parameters  {self.parameters:,}",
             "",
-            f"{'level':>5} {'px':>5} {'channels':>8} {'heads':>5}  {'kernels':<14} {'dilations':<22} "
-            f"{'parameters':>11}",
+            *table(list(self.levels)),
         ]
-        for row in self.levels:
-            kernels, dilations = (" ".join(map(str, row[key])) for key in ("kernels", "dilations"))
-            lines.append(
-                f"{row['level']:>5} {row['px']:>5} {row['channels']:>8} {row['heads']:>5}  {kernels:<14} "
-                f"{dilations:<22} {row['parameters']:>11,}"
-            )
         if self.ignored:
             lines += ["", f"read as inert stand-ins: {', '.join(self.ignored)}"]
         kept = "with the discriminator" if self.discriminator else "without a discriminator"
@@ -133,7 +126,7 @@ def convert(
         weights=weights,
         config=values,
         parameters=sum(parameter.numel() for parameter in generator.parameters()),
-        levels=tuple(_level_rows(generator, values)),
+        levels=tuple(generator.level_rows()),
         discriminator=discriminator is not None,
         ignored=container.ignored,
     )
@@ -229,31 +222,14 @@ def _check_reload(generator: Any, folder: Path) -> None:
             "the generator's picture holds NaN or infinite values; its training run had diverged"
         )
     reloaded = GANPipeline.from_pretrained(folder).generator.eval()
-    if not torch.equal(picture, reloaded(latent, truncation_psi=0.7)):
+    # The weights to the bit; the picture up to the rounding of sums, which may differ between two calls.
+    before, after = generator.state_dict(), reloaded.state_dict()
+    same = before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    again = reloaded(latent, truncation_psi=0.7)
+    if not same or not torch.allclose(picture, again, rtol=0, atol=1e-5 * picture.abs().max().item()):
         raise WeightsError(
             "what was written reloads to another picture, so it was dropped; please report this"
         )
-
-
-def _level_rows(generator: Any, config: Any) -> list[dict[str, Any]]:
-    """Per level: px, channels, heads, kernels and dilations (per partition), parameters with its to_rgb."""
-    counts = {name: parameter.numel() for name, parameter in generator.named_parameters()}
-    return [
-        {
-            "level": level,
-            "px": config.level_size(level),
-            "channels": config.channels[level],
-            "heads": config.num_heads[level],
-            "kernels": config.kernel_sizes[level],
-            "dilations": config.dilations[level],
-            "parameters": sum(
-                count
-                for name, count in counts.items()
-                if name.startswith((f"levels.{level}.", f"to_rgb.{level}."))
-            ),
-        }
-        for level in range(len(config.channels))
-    ]
 
 
 def _record(source: Path, container: Container, family: Family, weights: str) -> dict[str, Any]:

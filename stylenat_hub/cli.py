@@ -84,7 +84,7 @@ def parse_seeds(text: str) -> list[int]:
     """`0-3,7` -> [0, 1, 2, 3, 7], each seed once. Raises `typer.BadParameter`, naming the wrong part."""
     seeds: dict[int, None] = {}
     for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?", part)
+        match = re.fullmatch(r"\s*([0-9]{1,30})\s*(?:-\s*([0-9]{1,30})\s*)?", part)
         if not match:
             raise typer.BadParameter(
                 f"{part!r} in {text!r} is neither a seed nor a range; examples: 0-15 or 1,5,9-12"
@@ -92,8 +92,8 @@ def parse_seeds(text: str) -> list[int]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise typer.BadParameter(f"the range {part.strip()!r} runs backwards; write {last}-{first}")
-        if last >= 2**63:
-            raise typer.BadParameter(f"{part.strip()!r} is out of range; seeds go from 0 to 2**63 - 1")
+        if last >= 2**32:
+            raise typer.BadParameter(f"{part.strip()!r} is out of range; seeds go from 0 to 2**32 - 1")
         if len(seeds) + last - first >= MAX_SEEDS:
             raise typer.BadParameter(
                 f"{text!r} is more than {MAX_SEEDS:,} seeds; ask for fewer in one command"

@@ -204,9 +204,13 @@ def locate(
         path = Path(name).expanduser()
     except RuntimeError:
         raise UnknownModelError(f"there is no folder {name!r}: no user of that name") from None
-    if path.is_dir():
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:  # a name longer than names may be
+        raise UnknownModelError(f"there is no folder {name[:60]!r}...: {error.strerror}") from None
+    if is_folder:
         return Location(name, _model_folder(path, subfolder))
-    if path.exists():
+    if exists:
         raise InputError(
             f"{name!r} is a file; give the folder that it is in, or convert an original checkpoint with "
             f"`python -m conversion.convert {name} --output FOLDER` and give that folder"

@@ -29,9 +29,9 @@ class Written:
     grid: Path | None
 
 
-def picture_name(seed: int, largest: int = 0) -> str:
-    """`seed000000007.png`: nine digits, or as many as `largest` has, so that names sort as seeds do."""
-    return f"seed{seed:0{max(9, len(str(largest)))}d}.png"
+def picture_name(seed: int) -> str:
+    """`seed0000000007.png`: as many digits as the largest seed has, so that names sort as seeds do."""
+    return f"seed{seed:010d}.png"
 
 
 def write_pictures(
@@ -56,9 +56,9 @@ def write_pictures(
         Interrupted: Ctrl-C; what is written is whole, and there is no grid.
     """
     seeds, folder = check_seeds(seeds), user_path(folder)
-    count, largest = 0, max(seeds)
+    count = 0
     check_writable(folder)
-    _check_names(folder, seeds, largest)
+    _check_names(folder, seeds)
     options = {"truncation_psi": truncation_psi, "truncation_cutoff": truncation_cutoff}
     about = {
         "model": pipeline.model_name or "unnamed",
@@ -69,7 +69,7 @@ def write_pictures(
     try:
         for batch in pipeline.iterate(seeds, batch_size=batch_size, **options):
             for image, seed in zip(batch.images, batch.seeds, strict=True):
-                write_picture(image, folder / picture_name(seed, largest), {**about, "seed": str(seed)})
+                write_picture(image, folder / picture_name(seed), {**about, "seed": str(seed)})
                 if sheet:
                     sheet.add(image)
                 count += 1
@@ -90,13 +90,11 @@ def write_picture(image: PIL.Image.Image, path: str | os.PathLike[str], about: M
         image.save(temporary, format="PNG", pnginfo=chunks)
 
 
-def _check_names(folder: Path, seeds: Sequence[int], largest: int) -> None:
+def _check_names(folder: Path, seeds: Sequence[int]) -> None:
     """Raise `InputError` if a folder has the name of a picture, before anything is drawn."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        match = re.fullmatch(r"seed(\d+)\.png", path.name)
-        taken = path.name == "grid.png" or (
-            match and int(match[1]) in seeds and path.name == picture_name(int(match[1]), largest)
-        )
+        match = re.fullmatch(r"seed(\d{10})\.png", path.name)
+        taken = path.name == "grid.png" or (match and int(match[1]) in seeds)
         if taken and path.is_dir():
             raise InputError(
                 f"cannot write {str(path)!r}: a folder of that name is there; name another output"

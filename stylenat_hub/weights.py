@@ -41,7 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"there is no file {str(path)!r}, which a saved model has; save it again") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{str(path)!r} cannot be read as JSON ({error}); it is damaged: save or download it again"
         ) from error
@@ -58,12 +58,15 @@ def weight_files(
     listing: names of all files that the source has, where that is more than `folder` (a Hub repository).
 
     Raises:
-        WeightsError: there are none; it names the variants, or the pickles, that are there. ConfigError: a
-        bad index.
+        WeightsError: there are none; it names the variants, or the pickles, that are there.
+        ConfigError: a bad index.
     """
     single, index, _ = file_names(variant)
     if (folder / index).is_file():
-        shards = read_json(folder / index).get("weight_map")
+        content = read_json(folder / index)
+        shards = content.get("weight_map")
+        if not isinstance(content.get("metadata"), dict):  # diffusers reads it unasked
+            raise ConfigError(f"{str(folder / index)!r} has no 'metadata'; save the model again")
         if not isinstance(shards, dict) or not shards or not all(isinstance(v, str) for v in shards.values()):
             raise ConfigError(
                 f"{str(folder / index)!r} has no 'weight_map' of file names; save the model again"

@@ -71,7 +71,11 @@ def test_a_home_folder_and_a_link_as_output(tmp_path, monkeypatch):
 
 
 def test_no_error_comes_after_the_folder_appeared(tmp_path, monkeypatch):
-    monkeypatch.setattr(conversion.convert, "_level_rows", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(conversion.convert.GANPipeline, "from_pretrained", lambda *arguments: 1 / 0)
+    refused(run(MIXED, "--output", tmp_path / "out"), "ZeroDivisionError")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    monkeypatch.setattr(conversion.convert, "Report", lambda **fields: 1 / 0)
     refused(run(MIXED, "--output", tmp_path / "out"), "ZeroDivisionError")
     assert list(tmp_path.iterdir()) == []
 
