@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shlex
 import statistics
 import sys
 import time
@@ -77,11 +76,13 @@ def benchmark(
                 times[kind].append((elapsed, clock[0]))
     seconds = {kind: statistics.median(total for total, _ in runs) for kind, runs in times.items()}
     inside = {kind: statistics.median(part for _, part in runs) for kind, runs in times.items()}
+    type_name = str(dtype).removeprefix("torch.")
     result: dict[str, Any] = {
         "model": name,
-        "command": shlex.join(["stylenat", *sys.argv[1:]]) if sys.argv[1:2] == ["benchmark"] else None,
+        "command": f"stylenat benchmark {name} --batch-size {batch} --device {device} --dtype {type_name} "
+        f"--threads {threads} --repeats {repeats}" + ("" if gather else " --no-gather"),
         "batch": batch,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": type_name,
         "threads": threads,
         "repeats": repeats,
         "seconds": seconds,
@@ -124,7 +125,7 @@ def table(result: dict[str, Any]) -> str:
         rows.append(f"| {name} | {seconds:.3f} | {low:.3f} to {high:.3f} | {inside} | {peak} |")
     head = (
         f"{result['model']}, {result['dtype']}, batch {result['batch']}, {result['threads']} threads: "
-        f"{result['ratio_to_matrix_products']:.2f} times its {result['matrix_products_gflop']:.3g} GFLOP "
+        f"{result['ratio_to_matrix_products']:.2f} times its {result['matrix_products_gflop']:.4g} GFLOP "
         f"of matrix products, attention {100 * result['attention_share']:.0f} %"
     )
     if "gather_over_tiled" in result:
