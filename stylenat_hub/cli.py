@@ -1,8 +1,7 @@
 """The `stylenat` command: the words on the command line; each command calls an importable function.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 one sentence says
-why not, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM. PyTorch is imported inside the commands, so that `--help` is
-quick.
+why not (Ctrl-C among it), 2 wrong usage. PyTorch is imported inside the commands, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -34,9 +33,10 @@ _USAGE = typer.BadParameter.__base__  # typer shows these itself, with the usage
 
 @contextlib.contextmanager
 def one_sentence(debug: bool, interrupted: str = "interrupted") -> Iterator[None]:
-    """Any error becomes one line and exit code 1, Ctrl-C and SIGTERM one line (`interrupted`) and 130 or 143;
-    with `debug` errors pass, and an interruption shows where it came. Every command line of the project uses
-    this."""
+    """Any error becomes one line and exit code 1, and so do Ctrl-C and SIGTERM (the line is `interrupted`).
+
+    With `debug` errors pass, and an interruption shows where it came. Every command line here uses this.
+    """
     try:
         yield
     except (typer.Exit, typer.Abort, BrokenPipeError):  # typer's own ways out; a reader that saw enough
@@ -46,7 +46,7 @@ def one_sentence(debug: bool, interrupted: str = "interrupted") -> Iterator[None
             if debug:
                 traceback.print_exc()
             signals.tell(interrupted, error)
-            raise typer.Exit(signals.exit_code()) from None
+            raise typer.Exit(signals.EXIT_CODE) from None
         if debug or isinstance(error, _USAGE):
             raise
         typer.echo(f"error: {_sentence(error)}", err=True)

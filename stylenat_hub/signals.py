@@ -15,6 +15,8 @@ from types import FrameType
 
 SIGNALS = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n))
 
+EXIT_CODE = 1  # as for every other reason why a command could not finish
+
 _received: list[int] = []
 _told: list[str] = []  # what `tell` has printed
 
@@ -27,11 +29,6 @@ def received() -> bool:
     """Has a signal arrived inside `caught`? Then any error may be its echo: some imports swallow
     KeyboardInterrupt and fail later in other ways."""
     return bool(_received)
-
-
-def exit_code() -> int:
-    """128 and the signal's number, as shells count: 130 after Ctrl-C, 143 after SIGTERM."""
-    return 128 + int(_received[0] if _received else signal.SIGINT)
 
 
 def tell(line: str, error: BaseException) -> None:
@@ -49,7 +46,7 @@ def caught(line: str = "interrupted") -> Iterator[None]:
     """Have every signal of `SIGNALS` raise KeyboardInterrupt inside the block, as Ctrl-C does.
 
     After a signal, whatever exception leaves the block becomes `line` on standard error, unless `tell` has
-    said something already, and `SystemExit` with `exit_code()`. Signals that are ignored (by nohup) stay so.
+    said something already, and `SystemExit` with `EXIT_CODE`. Signals that are ignored (by nohup) stay so.
     """
     before = _install(_raise)
     try:
@@ -60,7 +57,7 @@ def caught(line: str = "interrupted") -> Iterator[None]:
             raise
         if not _told:
             tell(line, error)
-        raise SystemExit(exit_code()) from None
+        raise SystemExit(EXIT_CODE) from None
     finally:
         # The interpreter takes a while to end, and a signal then would only add a traceback. Registered last,
         # so that it is called first.

@@ -241,7 +241,7 @@ def test_ctrl_c_keeps_whole_pictures_only(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(PIL.Image.Image, "save", interrupt)
     result = run("generate", tiny, "--seeds", "0-9", "--output", tmp_path, "--grid")
-    assert result.exit_code == 130
+    assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == f"interrupted: 2 of 10 pictures are in {tmp_path}"
     assert names(tmp_path) == ["seed0000000000.png", "seed0000000001.png"]
 
@@ -253,7 +253,7 @@ def test_a_signal_in_a_process(tiny, tmp_path, number):
         os.sched_yield()
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    assert process.returncode == 1
     assert "Traceback" not in errors and errors.splitlines()[-1].startswith("interrupted: ")
     assert all(pixels(path).shape == (32, 32, 3) for path in tmp_path.iterdir())
     assert all(name.startswith("seed") for name in names(tmp_path))
@@ -275,7 +275,7 @@ def test_a_signal_during_an_import_is_one_line(tmp_path, line, then, module):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))}
     line = [sys.executable, *line, *(["--output", tmp_path / "out"] if "x.pt" in line else [])]
     done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 130
+    assert done.returncode == 1
     assert done.stderr.startswith("interrupted") and len(done.stderr.splitlines()) == 1
 
 
