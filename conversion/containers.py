@@ -23,9 +23,8 @@ class Container:
 
     layout: which of the known layouts it has, in words. networks: state dicts under `g_ema`, `g` and `d`, as
     far as present; a bare state dict stands under both `g_ema` and `g`. args: the recorded arguments as plain
-    data, or None.
-    facts: other plain data that the file records (`eval_info`, an iteration). ignored: names of types that
-    were read as inert stand-ins.
+    data, or None. facts: other plain data that the file records (`eval_info`, an iteration). ignored: names
+    of types that were read as inert stand-ins.
     """
 
     layout: str

@@ -31,7 +31,7 @@ import torch
 
 import stylenat_hub
 from conversion.containers import Container, read_checkpoint
-from conversion.discriminator import save_discriminator
+from conversion.discriminator import WEIGHTS_NAME, save_discriminator
 from stylenat_hub.errors import ConfigError, InputError, UnknownModelError, WeightsError
 from stylenat_hub.files import check_folder, user_path, whole_folder
 from stylenat_hub.models.config import ModelConfig
@@ -45,7 +45,11 @@ MEAN_LATENTS = 10_000
 MEAN_SEED = 0
 _MEAN_BATCH = 1_000
 # What a conversion leaves in its folder, and what may be added to it; the first is in every one.
-RESULT = ("conversion.json", "model_index.json", "generator", "discriminator", "README.md")
+RESULT = (
+    "conversion.json",
+    "model_index.json",
+    *(f"{part}/{name}" for part in ("generator", "discriminator") for name in ("config.json", WEIGHTS_NAME)),
+)
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,7 @@ def _fetch(url: str, part: Path, progress: bool) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416 or not validator:
             raise
-        # Nothing lies beyond what is here. It is whole if its length is the server's; otherwise it is of
-        # another file.
+        # Nothing lies beyond what is here: it is whole if the server has as much, else of another file.
         if error.headers.get("Content-Range", "") == f"bytes */{have}":
             return
         part.unlink()

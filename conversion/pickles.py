@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 import torch
 
 from conversion.archives import check_container
-from conversion.storages import STORAGE_TYPES, check_storages, python3_name
+from conversion.storages import STORAGE_TYPES, check_storages, python3_name, resolved_by_torch
 from stylenat_hub.errors import UnsafeCheckpointError, WeightsError
 
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -143,19 +143,21 @@ def _listed(names: list[str]) -> str:
 def _refuse(path: Path, unknown: set[str], ignore_metadata: bool) -> None:
     if not unknown:
         return
-    if not ignore_metadata:
+    # Under these names PyTorch's loader refuses, or has objects of its own, whatever is registered for them.
+    never = sorted(
+        name
+        for name in unknown - _HARMLESS_EXTRAS
+        if name.rpartition(".")[0] in {*_BLOCKED_MODULES, "_codecs"} or resolved_by_torch(name)
+    )
+    if not ignore_metadata or never:
+        hint = (
+            "save the checkpoint again without it"
+            if never
+            else ("if these are only metadata, --ignore-metadata reads them as inert stand-ins")
+        )
         raise UnsafeCheckpointError(
             f"{path.name!r} was refused and nothing in it was executed: besides tensors and plain data its "
-            f"pickle names {_listed(sorted(unknown))}; if these are only metadata, --ignore-metadata reads "
-            "them as inert stand-ins"
-        )
-    blocked = sorted(name for name in unknown if name.rpartition(".")[0] in _BLOCKED_MODULES)
-    torch_own = sorted(name for name in unknown if name.startswith(("torch.", "_codecs")))
-    if blocked or torch_own:
-        raise UnsafeCheckpointError(
-            f"{path.name!r} was refused and nothing in it was executed: its pickle names "
-            f"{_listed(blocked + torch_own)}, which is no metadata, and --ignore-metadata does "
-            "not allow it"
+            f"pickle names {_listed(never or sorted(unknown))}; {hint}"
         )
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import io
 import pickletools
 import struct
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch._utils import IMPORT_MAPPING, NAME_MAPPING
+from torch._weights_only_unpickler import _get_allowed_globals
 
 from conversion.archives import Archive
 from stylenat_hub.errors import UnsafeCheckpointError, WeightsError
@@ -108,6 +109,12 @@ def python3_name(argument: str) -> str:
     if (module, name) in NAME_MAPPING:
         return ".".join(NAME_MAPPING[(module, name)])
     return f"{IMPORT_MAPPING.get(module, module)}.{name}"
+
+
+def resolved_by_torch(name: str) -> bool:
+    """Does PyTorch's loader put one of PyTorch's objects under this name, whatever is registered for it?"""
+    own = ("torch.nested.", "torch.distributed.", "torch._dynamo.", "torch._utils.", "torch.storage.")
+    return name.startswith(own) or (name.startswith("torch.") and name in _get_allowed_globals())
 
 
 def _damaged(path: Path, reason: str) -> WeightsError:
@@ -241,7 +248,7 @@ def _called(function: Any, arguments: Any, *, new: bool) -> Any:
     """The placeholder of what a call gives. Those that make tensors get nothing but what PyTorch writes."""
     if not isinstance(function, _Name):
         raise _Refused("it calls something that has no name")
-    if not function.text.startswith("torch."):
+    if not resolved_by_torch(function.text):
         return _Object()
     if new or not isinstance(arguments, tuple):
         raise _Refused(f"it calls {function.text!r} in an unusual way")

@@ -29,6 +29,7 @@ _REASONS = {
     errno.EBUSY: "it is in use by the system, as a mount point is; name a folder inside it",
     errno.EXDEV: "a part of it lies on another disk; name an output that does not cross disks",
     errno.ENAMETOOLONG: "the name is too long; name a shorter output",
+    errno.ENOENT: "no folder can be made there; name another output",
     errno.ELOOP: "its symbolic links lead in a circle; name another output",
 }
 
@@ -117,8 +118,9 @@ def check_folder(
 ) -> Path:
     """Can a folder be written there? To be asked before the work. Returns it with symbolic links resolved.
 
-    overwrite: None, or the names of what an earlier result consists of, the first of them in every one: a
-    folder with that and nothing else in it may be replaced. inputs: files that must not be lost by that.
+    overwrite: None, or the files (`generator/config.json`) and whole folders that an earlier result consists
+    of, the first of them in every one: a folder with that and nothing else in it may be replaced. inputs:
+    files that must not be lost by that.
 
     Raises `InputError`: a file is there; the folder has something in it that may not be replaced; it has
     content and is, or holds, the current folder, the home folder, a mount point or an input; no permission.
@@ -153,7 +155,7 @@ def _check_replaceable(
     overwrite: Sequence[str] | None,
     inputs: Sequence[str | os.PathLike[str]],
 ) -> None:
-    found = [entry.name for entry in entries if entry.name not in _HARMLESS]
+    found = [name for entry in entries for name in _files(entry) if entry.name not in _HARMLESS]
     if not found:
         return
     name = repr(str(target))
@@ -163,13 +165,22 @@ def _check_replaceable(
         raise InputError(
             f"the output folder {name} {reason}, so it is not overwritten; name a folder that does not exist"
         )
-    foreign = [entry for entry in found if entry not in overwrite]
+    foreign = [name for name in found if name not in overwrite and name.partition("/")[0] not in overwrite]
     if foreign or overwrite[0] not in found:
         why = f"holds {foreign[0]!r}" if foreign else f"has no {overwrite[0]!r}"
         raise InputError(
             f"the output folder {name} {why}, so it is not just an earlier result and is not overwritten; "
             "name another folder, or move away what is in it"
         )
+
+
+def _files(entry: Path) -> list[str]:
+    """An entry of a folder, or if it is a folder with files all of them: `generator/config.json`."""
+    if entry.is_symlink() or not entry.is_dir():
+        return [entry.name]
+    inside = (path for path in sorted(entry.rglob("*")) if path.is_symlink() or not path.is_dir())
+    names = [path.relative_to(entry.parent).as_posix() for path in inside if path.name not in _HARMLESS]
+    return names or [entry.name]
 
 
 def _precious(target: Path, inputs: Sequence[str | os.PathLike[str]]) -> str | None:

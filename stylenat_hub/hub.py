@@ -271,14 +271,12 @@ def without_weights(name: str) -> str:
     """One sentence for a zoo name that is no folder here: how to get its weights, or that there are none."""
     if find_checkpoint(name).origin_url is None:
         return (
-            f"the weights of {name!r} were never published; "
-            f"stylenat_hub.create_model({name!r}) builds "
-            "the untrained network"
+            f"the weights of {name!r} were never published; stylenat_hub.create_model({name!r}) builds the "
+            "untrained network"
         )
     return (
         f"the weights of {name!r} are not on this machine; convert the authors' file, in a clone of this "
-        f"project, with "
-        f"`python -m conversion.convert --from {name} --output {name}`, and give that folder"
+        f"project, with `python -m conversion.convert --from {name} --output {name}`, and give that folder"
     )
 
 
@@ -317,8 +315,7 @@ def _hub_sentences(name: str, revision: str | None, offline: bool) -> Iterator[N
     except hub_errors.RepositoryNotFoundError as error:
         raise UnknownModelError(
             f"{no_folder}, and the Hub has no repository of that name, or it is private: check the "
-            f"spelling, or log in "
-            "with `hf auth login`"
+            "spelling, or log in with `hf auth login`"
         ) from error
     except hub_errors.HFValidationError as error:
         raise UnknownModelError(f"{no_folder}, and it cannot be a Hub id: {error}") from error
@@ -326,8 +323,7 @@ def _hub_sentences(name: str, revision: str | None, offline: bool) -> Iterator[N
         if offline or isinstance(error.__cause__, hub_errors.OfflineModeIsEnabled):
             raise UnknownModelError(
                 f"{no_folder}, nor is it whole in the download cache, and the Hub is switched off "
-                f"(local_files_only or "
-                "HF_HUB_OFFLINE): download it once while online"
+                "(local_files_only or HF_HUB_OFFLINE): download it once while online"
             ) from error
         raise UnknownModelError(_unreachable(name, error.__cause__ or error)) from error
     except (hub_errors.HTTPError, OSError) as error:
@@ -343,8 +339,7 @@ def _unreachable(name: str, error: BaseException) -> str:
     reason = f"HTTP {response.status_code}" if response is not None else type(error).__name__
     return (
         f"there is no folder {name!r} here, and the Hub cannot be asked for it ({reason}); check the "
-        f"network and try "
-        "again, or give a folder"
+        "network and try again, or give a folder"
     )
 
 

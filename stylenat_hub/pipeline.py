@@ -59,8 +59,7 @@ class GANPipeline(DiffusionPipeline):
         """Load from a zoo name, a pipeline or model folder, or a Hub id; see `hub.load_model`."""
         pipeline = cls(generator=hub.load_generator(source, **kwargs))
         path = Path(source).expanduser()
-        # Of a folder only the last name: what pictures carry should not tell where somebody keeps their
-        # files.
+        # Of a folder only the last name: pictures should not tell where somebody keeps their files.
         pipeline.model_name = path.resolve().name if path.is_dir() else os.fspath(source)
         return pipeline
 

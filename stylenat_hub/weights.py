@@ -99,9 +99,8 @@ def _no_weights(folder: Path, single: str, variant: str | None, names: list[str]
     if pickles:
         return (
             f"{str(folder)!r} has no {single}, only {', '.join(pickles)}; pickles can run code and are "
-            f"never read: "
-            "load them where they were made and save with safe_serialization=True, or use python -m "
-            "conversion.convert"
+            "never read: load them where they were made and save with safe_serialization=True, or use "
+            "python -m conversion.convert"
         )
     return f"{str(folder)!r} has no weights ({single}); download or save the model again"
 

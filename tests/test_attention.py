@@ -193,6 +193,17 @@ def test_forward_mode_and_functional_transforms():
     grads = [torch.func.grad(loss, argnums=(0, 1))(q, rpb, backend) for backend in ("auto", "reference")]
     for actual, wanted in zip(*grads, strict=True):
         torch.testing.assert_close(actual, wanted, atol=1e-10, rtol=0)
+    for name, tensor in (("q", q), ("k", k), ("v", v)):  # whichever is transformed
+
+        def attend(x, name=name):
+            tensors = {"q": q, "k": k, "v": v, name: x}
+            return neighborhood_attention(*tensors.values(), kernel_size=3, rpb=rpb[:, 2:-2, 2:-2])
+
+        many = torch.stack([tensor, 2 * tensor])
+        torch.testing.assert_close(torch.func.vmap(attend)(many), torch.stack([attend(x) for x in many]))
+        with torch.autograd.forward_ad.dual_level():
+            dual = attend(torch.autograd.forward_ad.make_dual(tensor, tensor))
+            assert torch.autograd.forward_ad.unpack_dual(dual).tangent.abs().sum() > 0
     with pytest.raises(InputError, match="'tiled' cannot do this: it does not go with forward-mode"):
         jvp("tiled")
 
@@ -336,6 +347,7 @@ def test_caches_do_not_depend_on_who_came_first(backend):
         ({"kernel_size": 3.0}, "whole numbers"),
         ({"kernel_size": 3, "rpb": torch.zeros(2, 5, 6)}, r"\(2, 5, 6\).*need \(2, 5, 5\)"),
         ({"kernel_size": 3, "rpb": [torch.zeros(1, 5, 5)]}, r"hold \[1\] heads"),
+        ({"kernel_size": 3, "rpb": [None, None]}, "rpb is neither None, nor a tensor, nor a list"),
         ({"kernel_size": (3, 5), "rpb": [torch.zeros(2, 9, 9)]}, "several kernel sizes or dilations"),
         ({"kernel_size": 3, "backend": "natten"}, "no attention backend 'natten'; allowed: auto, tiled"),
     ],

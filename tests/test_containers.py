@@ -274,6 +274,30 @@ def test_unknown_metadata_is_refused_by_name_and_readable_on_request(tmp_path):
     assert any("EasyDict" in name for name in container.ignored)
 
 
+def test_torch_types_that_torch_does_not_load_itself_are_metadata_too(tmp_path):
+    content = {
+        "g_ema": STATE,
+        "args": {"version": torch.torch_version.TorchVersion("1.12"), "act": torch.nn.GELU()},
+    }
+    path = saved(tmp_path / "typed.pt", content)
+    with pytest.raises(UnsafeCheckpointError, match=r"--ignore-metadata reads them"):
+        read_checkpoint(path)
+    container = read_checkpoint(path, ignore_metadata=True)
+    assert torch.equal(container.network("g_ema")["input.input"], STATE["input.input"])
+
+
+@pytest.mark.parametrize(
+    "name", ["torch._utils._rebuild_qtensor", "posix.system", "torch.distributed.tensor.DTensor"]
+)
+def test_a_flag_that_would_not_help_is_not_advised(name, tmp_path):
+    module, _, attribute = name.rpartition(".")
+    (tmp_path / "bare.pt").write_bytes(f"c{module}\n{attribute}\n.".encode())
+    for ignore in (False, True):
+        with pytest.raises(UnsafeCheckpointError, match="save the checkpoint again without it") as caught:
+            read_checkpoint(tmp_path / "bare.pt", ignore_metadata=ignore)
+        assert "--ignore-metadata" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("content", "layout", "networks"),
     [

@@ -34,7 +34,21 @@ def test_a_folder_with_something_in_it_is_replaced_only_on_request(tmp_path):
     assert run(MIXED, "--output", tmp_path / "out").exit_code == 0
     result = run(PLAIN, "--output", tmp_path / "out", "--overwrite", "--skip-discriminator")
     assert result.exit_code == 0, result.output
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {*conversion.convert.RESULT[:3]}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "conversion.json",
+        "model_index.json",
+        "generator",
+    }
+
+
+@pytest.mark.parametrize("place", ["README.md", "generator/notes.txt", "discriminator/sub/thesis.tex"])
+def test_files_that_others_put_into_an_earlier_result_are_not_lost(place, tmp_path):
+    out = tmp_path / "out"
+    convert(MIXED, out)
+    (out / place).parent.mkdir(exist_ok=True)
+    (out / place).write_text("mine")
+    refused(run(MIXED, "--output", out, "--overwrite"), f"holds {place!r}")
+    assert (out / place).read_text() == "mine"
 
 
 def test_the_input_and_the_current_folder_are_never_overwritten(tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
 """Neighborhood attention (NA) with dilation and relative position bias, for whole Hydra layers.
 
-One function, several backends behind it. Each backend is a module with `unsupported(q, groups) -> str | None`
-and `attend(q, k, v, groups, scale)`; `auto` takes the first one of `AUTO` that supports the job.
+One function, several backends behind it. Each backend is a module with `unsupported(q, k, v, groups)`, which
+says why not or None, and `attend(q, k, v, groups, scale)`; `auto` takes the first one of `AUTO` that supports
+the job.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextvars import ContextVar
 import torch
 
 from stylenat_hub.attention import gather, reference, tiled
-from stylenat_hub.attention.groups import head_groups
+from stylenat_hub.attention.groups import HeadGroup, head_groups
 from stylenat_hub.errors import InputError
 
 BACKENDS = {"tiled": tiled, "gather": gather, "reference": reference}
@@ -68,7 +69,7 @@ def neighborhood_attention(
                 f"device of q, {q.device}"
             )
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    return _backend(backend, q, groups).attend(q, k, v, groups, scale)
+    return _backend(backend, q, k, v, groups).attend(q, k, v, groups, scale)
 
 
 @contextlib.contextmanager
@@ -87,10 +88,12 @@ def use_backend(name: str) -> Iterator[None]:
         _auto.reset(token)
 
 
-def _backend(name: str, q: torch.Tensor, groups: Sequence) -> object:
+def _backend(
+    name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, groups: Sequence[HeadGroup]
+) -> object:
     name = _auto.get() if name == "auto" else name
     if name == "auto":
-        reasons = {candidate: BACKENDS[candidate].unsupported(q, groups) for candidate in AUTO}
+        reasons = {candidate: BACKENDS[candidate].unsupported(q, k, v, groups) for candidate in AUTO}
         for candidate, reason in reasons.items():
             if reason is None:
                 return BACKENDS[candidate]
@@ -99,7 +102,7 @@ def _backend(name: str, q: torch.Tensor, groups: Sequence) -> object:
         )
     if name not in BACKENDS:
         raise InputError(f"there is no attention backend {name!r}; allowed: auto, {', '.join(BACKENDS)}")
-    reason = BACKENDS[name].unsupported(q, groups)
+    reason = BACKENDS[name].unsupported(q, k, v, groups)
     if reason is not None:
         raise InputError(f"the attention backend {name!r} cannot do this: {reason}")
     return BACKENDS[name]

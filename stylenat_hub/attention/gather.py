@@ -14,7 +14,7 @@ from stylenat_hub.attention.geometry import axis_neighbors
 from stylenat_hub.attention.groups import HeadGroup, attend_by_group
 
 
-def unsupported(q: torch.Tensor, groups: Sequence[HeadGroup]) -> str | None:
+def unsupported(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, groups: Sequence[HeadGroup]) -> str | None:
     """Why this backend cannot do the job, or None."""
     return None
 

@@ -92,6 +92,10 @@ def _per_head(name: str, value: int | Sequence[int], num_heads: int) -> tuple[in
 
 
 def _table_cuts(tables: Sequence[torch.Tensor], num_heads: int) -> list[int]:
+    if not isinstance(tables, Sequence) or not all(
+        isinstance(x, torch.Tensor) and x.dim() == 3 for x in tables
+    ):
+        raise InputError("rpb is neither None, nor a tensor, nor a list of tensors [heads, 2k-1, 2k-1]")
     heads = [table.shape[0] for table in tables]
     if sum(heads) != num_heads or 0 in heads:
         raise InputError(

@@ -34,18 +34,17 @@ CHUNK_BYTES = {"cpu": 4 << 20}  # a chunk's tiles stay in the cache of a CPU cor
 DEFAULT_CHUNK_BYTES = 512 << 20  # ... while a GPU wants all the work it can get at once
 MAX_PROBLEMS = 65_535  # CUDA's limit on tiles * heads in one scaled_dot_product_attention
 
-MAX_CACHED = (
-    64  # biases per table: one grid needs up to 36, a table that sees many sizes must not fill memory
-)
+# biases per table: one grid needs up to 36, and a table that sees many sizes must not fill the memory
+MAX_CACHED = 64
 _bias_cache = WeakTensorKeyDictionary()  # table -> {geometry: (copy of the table, bias)}
 
 
-def unsupported(q: torch.Tensor, groups: Sequence[HeadGroup]) -> str | None:
+def unsupported(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, groups: Sequence[HeadGroup]) -> str | None:
     """Why this backend cannot do the job, or None."""
     if torch.compiler.is_compiling():
         return None
     # It works in place and has a backward pass only, which functional transforms cannot follow.
-    for x in (q, *(group.table for group in groups if group.table is not None)):
+    for x in (q, k, v, *(group.table for group in groups if group.table is not None)):
         if (
             torch._C._functorch.is_functorch_wrapped_tensor(x)
             or forward_ad.unpack_dual(x).tangent is not None
@@ -225,9 +224,10 @@ def _bias(group: HeadGroup, rows: _Run, columns: _Run, like: torch.Tensor) -> to
     cache = _bias_cache.setdefault(table, {})
     if len(cache) >= MAX_CACHED:
         cache.clear()
-    if key not in cache or not torch.equal(cache[key][0], table):
-        cache[key] = (table.detach().clone(), _build_bias(group, rows, columns, like))
-    return cache[key][1]
+    entry = cache.get(key)
+    if entry is None or not torch.equal(entry[0], table):
+        entry = cache[key] = (table.detach().clone(), _build_bias(group, rows, columns, like))
+    return entry[1]
 
 
 def _build_bias(group: HeadGroup, rows: _Run, columns: _Run, like: torch.Tensor) -> torch.Tensor:

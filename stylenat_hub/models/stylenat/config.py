@@ -118,8 +118,7 @@ class StyleNATConfig(ModelConfig):
         size, at = self.level_size(level), f"at level {level} ({self.level_size(level)} px)"
         width, heads = self.channels[level], self.num_heads[level]
         kernels, dilations = self.kernel_sizes[level], self.dilations[level]
-        # Channels enter a level through the sine position code, which needs two sines and two cosines per
-        # axis.
+        # Channels enter a level through the position code: two sines and two cosines per axis at least.
         fits = is_whole(width, 1, WIDEST) and (level == 0 or (width % 4 == 0 and width >= 8))
         self.require(fits, "channels", f"a multiple of 4 from 8 to {WIDEST}, {at}, not {width!r}")
         self.require(

@@ -120,8 +120,7 @@ def _stated(sources: list[tuple[str, dict[str, Any]]], facts: Mapping[str, Any])
             if field in source:
                 value = _agreeable(label, field, source[field], facts)
                 _must_agree(field, stated.setdefault(field, (label, value)), (label, value))
-    # The 4 px level has a 7 x 7 table whatever kernel is configured: where nobody states one, it is the
-    # paper's 3.
+    # The 4 px level has a 7 x 7 table whatever its kernel is: where nobody states one, it is the paper's 3.
     stated.setdefault("kernel_sizes", ("", ((3,), *facts["kernel_sizes"][1:])))
     return {field: value for field, (_, value) in stated.items()}
 
