@@ -95,6 +95,7 @@ def load_model(
     """
     location = locate(
         source,
+        component=cls.component,
         subfolder=subfolder,
         variant=variant,
         revision=revision,
@@ -188,6 +189,7 @@ def _check_arguments(dtype: Any, kwargs: dict[str, Any]) -> None:
 def locate(
     source: str | os.PathLike[str],
     *,
+    component: str = "generator",
     subfolder: str | None = None,
     variant: str | None = None,
     revision: str | None = None,

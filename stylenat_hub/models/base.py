@@ -17,16 +17,15 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Generator(ModelMixin, ConfigMixin):
-    """Base of all generators: latents in, images out, and diffusers' loading and saving around it.
+class ZooModel(ModelMixin, ConfigMixin):
+    """diffusers' loading and saving around one config object: the base of generators and discriminators.
 
-    A family sets `config_class`, builds its modules in `__init__(config)` after `super().__init__(config)`,
-    and implements `mapping` and `synthesis`.
+    A subclass sets `config_class` and builds its modules in `__init__(config)` after `super().__init__(config)`.
     """
 
     config_class: ClassVar[type[ModelConfig]]
+    component: ClassVar[str]  # the model's folder in a pipeline
     config_name = "config.json"
-    _supports_gradient_checkpointing = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -36,9 +35,6 @@ class Generator(ModelMixin, ConfigMixin):
                 f"{type(config).__name__}; use {self.config_class.__name__}.preset(...) or .from_dict(...)"
             )
         self.register_to_config(**config.to_dict())
-        self.gradient_checkpointing = False
-        # NaN stands for "not known yet": conversion and training fill it, truncation without it raises.
-        self.register_buffer("w_avg", torch.full((config.w_dim,), torch.nan))
 
     @classmethod
     def from_config(
@@ -92,16 +88,29 @@ class Generator(ModelMixin, ConfigMixin):
         return self.config_class.from_dict(self.config)
 
     @property
+    def resolution(self) -> int:
+        return self.config["resolution"]
+
+
+class Generator(ZooModel):
+    """Base of all generators: latents in, images out. A family implements `mapping` and `synthesis`."""
+
+    component = "generator"
+    _supports_gradient_checkpointing = True
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.gradient_checkpointing = False
+        # NaN stands for "not known yet": conversion and training fill it, truncation without it raises.
+        self.register_buffer("w_avg", torch.full((config.w_dim,), torch.nan))
+
+    @property
     def z_dim(self) -> int:
         return self.config["z_dim"]
 
     @property
     def w_dim(self) -> int:
         return self.config["w_dim"]
-
-    @property
-    def resolution(self) -> int:
-        return self.config["resolution"]
 
     @property
     def num_ws(self) -> int:
