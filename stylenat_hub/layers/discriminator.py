@@ -1,7 +1,8 @@
-"""Parts of the wavelet discriminator that StyleSwin (arXiv 2112.10762) and StyleNAT (2211.05770) train against.
+"""Parts of the wavelet discriminator that StyleSwin (arXiv 2112.10762) and StyleNAT (2211.05770) train
+against.
 
-Legend: B batch, C channels, H,W pixels. Pictures enter as Haar wavelets; at every scale the wavelets of the smaller
-picture join in (SWAGAN, arXiv 2102.06108). Everything is differentiable twice, as R1 needs it.
+Legend: B batch, C channels, H,W pixels. Pictures enter as Haar wavelets; at every scale the wavelets of the
+smaller picture join in (SWAGAN, arXiv 2102.06108). Everything is differentiable twice, as R1 needs it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from torch import nn
 
 
 def haar_wavelets(x: torch.Tensor) -> torch.Tensor:
-    """[B, C, H, W] -> [B, 4C, H/2, W/2]: mean, top - bottom, left - right and diagonal, band by band, halved sums."""
+    """[B, C, H, W] -> [B, 4C, H/2, W/2]: mean, top - bottom, left - right and diagonal, band by band, halved
+    sums.
+    """
     top_left, top_right = x[:, :, 0::2, 0::2], x[:, :, 0::2, 1::2]
     bottom_left, bottom_right = x[:, :, 1::2, 0::2], x[:, :, 1::2, 1::2]
     top, bottom = top_left + top_right, bottom_left + bottom_right
@@ -42,14 +45,17 @@ def blur(x: torch.Tensor, padding: int, stride: int = 1) -> torch.Tensor:
 
 
 def minibatch_stddev(x: torch.Tensor, group: int = 4) -> torch.Tensor:
-    """Append one channel: how much samples of a group differ, so that a lack of variety shows in every sample.
+    """Append one channel: how much samples of a group differ, so that a lack of variety shows in every
+    sample.
 
-    x [B, C, H, W] -> [B, C + 1, H, W]. Sample i is in one group with i + B/g, i + 2B/g, ... for g = min(B, group).
-    Raises `ValueError` if g does not divide B.
+    x [B, C, H, W] -> [B, C + 1, H, W]. Sample i is in one group with i + B/g, i + 2B/g, ... for g = min(B,
+    group). Raises `ValueError` if g does not divide B.
     """
     size = min(len(x), group)
     if len(x) % size:
-        raise ValueError(f"a batch of {len(x)} cannot be cut into groups of {size}; use a multiple of {group}")
+        raise ValueError(
+            f"a batch of {len(x)} cannot be cut into groups of {size}; use a multiple of {group}"
+        )
     grouped = x.unflatten(0, (size, -1))
     spread = (grouped.var(0, correction=0) + 1e-8).sqrt().mean(dim=(1, 2, 3), keepdim=True)  # [B/g, 1, 1, 1]
     return torch.cat([x, spread.repeat(size, 1, *x.shape[2:])], dim=1)
@@ -61,7 +67,8 @@ def leaky(x: torch.Tensor) -> torch.Tensor:
 
 
 class SpectralNorm(nn.Module):
-    """A weight divided by its largest singular value, tracked by one power iteration per call in training mode.
+    """A weight divided by its largest singular value, tracked by one power iteration per call in training
+    mode.
 
     Source: arXiv 1802.05957. `u` [rows] and `v` [columns] are the tracked singular vectors.
     """
@@ -80,7 +87,8 @@ class SpectralNorm(nn.Module):
             with torch.no_grad():
                 self.v.copy_(F.normalize(matrix.t() @ self.u, dim=0, eps=1e-12))
                 self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=1e-12))
-        # Clones, because the next call (real after fake pictures) changes the vectors before the gradient is taken.
+        # Clones, because the next call (real after fake pictures) changes the vectors before the gradient is
+        # taken.
         u, v = self.u.clone(), self.v.clone()
         return self.weight / torch.dot(u, matrix @ v)
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class ZooModel(ModelMixin, ConfigMixin):
     """diffusers' loading and saving around one config object: the base of generators and discriminators.
 
-    A subclass sets `config_class` and builds its modules in `__init__(config)` after `super().__init__(config)`.
+    A subclass sets `config_class` and builds its modules in `__init__(config)` after
+    `super().__init__(config)`.
     """
 
     config_class: ClassVar[type[ModelConfig]]

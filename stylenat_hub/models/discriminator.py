@@ -36,7 +36,8 @@ class WaveletDiscriminatorConfig(ModelConfig):
     """Shape of a wavelet discriminator.
 
     resolution: side of the pictures, a power of two from 16 px. channels: width at each scale, from half the
-    resolution (the side of its wavelets) down to 4 px. stddev_group: samples whose spread is told to each of them.
+    resolution (the side of its wavelets) down to 4 px. stddev_group: samples whose spread is told to each of
+    them.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
@@ -48,7 +49,9 @@ class WaveletDiscriminatorConfig(ModelConfig):
     def validate(self) -> None:
         size = self.resolution
         self.require(
-            isinstance(size, int) and size >= 16 and size & (size - 1) == 0, "resolution", "a power of two, 16 or more"
+            isinstance(size, int) and size >= 16 and size & (size - 1) == 0,
+            "resolution",
+            "a power of two, 16 or more",
         )
         scales = size.bit_length() - 3
         whole = isinstance(self.channels, tuple) and all(isinstance(c, int) and c > 0 for c in self.channels)
@@ -57,7 +60,9 @@ class WaveletDiscriminatorConfig(ModelConfig):
             "channels",
             f"{scales} whole numbers, one per scale from {size // 2} down to 4 px",
         )
-        self.require(isinstance(self.stddev_group, int) and self.stddev_group > 0, "stddev_group", "1 or more")
+        self.require(
+            isinstance(self.stddev_group, int) and self.stddev_group > 0, "stddev_group", "1 or more"
+        )
 
 
 class Scale(nn.Module):
@@ -95,10 +100,14 @@ class WaveletDiscriminator(ZooModel):
         self.logit = Linear(widths[-1], 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Raises `InputError` for images of another size, or a batch that groups of `stddev_group` do not divide."""
+        """Raises `InputError` for images of another size, or a batch that groups of `stddev_group` do not
+        divide.
+        """
         side = self.resolution
         if images.dim() != 4 or images.shape[1:] != (3, side, side):
-            raise InputError(f"images have the shape {tuple(images.shape)}; allowed: [batch, 3, {side}, {side}]")
+            raise InputError(
+                f"images have the shape {tuple(images.shape)}; allowed: [batch, 3, {side}, {side}]"
+            )
         group = min(len(images), self.config["stddev_group"])
         if group == 0 or len(images) % group:
             raise InputError(f"the batch has {len(images)} images; allowed: a multiple of {group or 1}")

@@ -1,7 +1,7 @@
 """Original state dicts of the wavelet discriminator: reading a config off them, renaming them to ours.
 
-StyleSwin and StyleNAT share this discriminator and its names, so both families convert it here. The layout was read
-off recordings of the original code.
+StyleSwin and StyleNAT share this discriminator and its names, so both families convert it here. The layout
+was read off recordings of the original code.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def convert_discriminator(state: Mapping[str, Tensor]) -> WaveletDiscriminator:
     """The discriminator with an original state dict's weights and singular vectors, in eval mode.
 
     Raises:
-        WeightsError: it is of another kind, or a tensor is missing, unknown, misshapen or not finite, by name.
+        WeightsError: it is of another kind, or a tensor is missing, unknown, misshapen or not finite, by
+        name.
     """
     discriminator = WaveletDiscriminator(infer_discriminator_config(state))
     converted = convert_discriminator_state_dict(state)
@@ -56,7 +57,8 @@ def convert_discriminator(state: Mapping[str, Tensor]) -> WaveletDiscriminator:
         if name not in converted or converted[name].shape != needed[name].shape:
             found = list(converted[name].shape) if name in converted else "missing"
             raise WeightsError(
-                f"the discriminator's tensor {name!r} (name after conversion) is {found} where {list(needed[name].shape)} "
+                f"the discriminator's tensor {name!r} (name after conversion) is {found} where "
+                f"{list(needed[name].shape)} "
                 "is needed; it is damaged or of a variant: leave it out (--skip-discriminator)"
             )
     discriminator.load_state_dict(converted)
@@ -92,7 +94,8 @@ def convert_discriminator_state_dict(state: Mapping[str, Tensor]) -> dict[str, T
             continue
         if not torch.isfinite(tensor).all():
             raise WeightsError(
-                f"the discriminator's tensor {name!r} holds NaN or infinite values; take an earlier checkpoint, or "
+                f"the discriminator's tensor {name!r} holds NaN or infinite values; take an earlier "
+                f"checkpoint, or "
                 "leave the discriminator out (--skip-discriminator)"
             )
         converted[_renamed(name)] = tensor.detach().to(torch.float32).contiguous().clone()
@@ -105,7 +108,8 @@ def _renamed(name: str) -> str:
         if match:
             return re.sub(r"\borig$", "weight", match.expand(new))
     raise WeightsError(
-        f"the discriminator has a tensor {name!r} that StyleNAT's does not have, and nothing is dropped silently; "
+        f"the discriminator has a tensor {name!r} that StyleNAT's does not have, and nothing is dropped "
+        f"silently; "
         "leave it out (--skip-discriminator)"
     )
 
@@ -124,7 +128,8 @@ def _is_verified_filter(name: str, tensor: Tensor) -> bool:
         return False
     if tensor.shape != expected.shape or not torch.allclose(tensor.float(), expected, atol=1e-6, rtol=0):
         raise WeightsError(
-            f"the discriminator's constant filter {name!r} has other values than the original code computes; it is of a "
+            f"the discriminator's constant filter {name!r} has other values than the original code "
+            f"computes; it is of a "
             "variant that is not supported: leave it out (--skip-discriminator)"
         )
     return True
