@@ -198,7 +198,10 @@ def locate(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Location:
-    """Where `source` lies on this machine, downloaded if it is a Hub id. See `load_model`."""
+    """Where `source` lies on this machine, downloaded if it is a Hub id. See `load_model`.
+
+    component: the folder that is meant where `source` is a pipeline and no subfolder is given.
+    """
     if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
         raise InputError(f"the model is {source!r}; give a zoo name, a folder or a Hub id (org/name)")
     name = os.fspath(source)
@@ -211,14 +214,14 @@ def locate(
     except OSError as error:  # a name longer than names may be
         raise UnknownModelError(f"there is no folder {name[:60]!r}...: {error.strerror}") from None
     if is_folder:
-        return Location(name, _model_folder(path, subfolder))
+        return Location(name, _model_folder(path, subfolder, component))
     if exists:
         raise InputError(
             f"{name!r} is a file; give the folder that it is in, or convert an original checkpoint with "
             f"`python -m conversion.convert {name} --output FOLDER` and give that folder"
         )
     if name in builtin_models():
-        return Location(name, _model_folder(BUILTIN / name, subfolder))
+        return Location(name, _model_folder(BUILTIN / name, subfolder, component))
     if name in CHECKPOINTS:
         raise UnknownModelError(without_weights(name))
     if not _HUB_ID.fullmatch(name):
@@ -231,29 +234,33 @@ def locate(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             force_download=force_download,
-            allow_patterns=_wanted(subfolder, variant),
+            allow_patterns=_wanted(subfolder or component, bool(subfolder), variant),
         )
-    return Location(name, _model_folder(Path(folder), subfolder), _lister(name, revision, token))
+    return Location(name, _model_folder(Path(folder), subfolder, component), _lister(name, revision, token))
 
 
-def _wanted(subfolder: str | None, variant: str | None) -> list[str]:
-    """The files of a Hub repository that one load needs."""
-    folders = [f"{subfolder}/"] if subfolder else ["", "generator/"]
+def _wanted(folder: str, only: bool, variant: str | None) -> list[str]:
+    """The files of a Hub repository that one load needs: those in `folder`, and unless `only` the root's."""
+    folders = [f"{folder}/"] if only else ["", f"{folder}/"]
     return [
         "model_index.json",
         *(f"{at}{name}" for at in folders for name in ("config.json", *file_names(variant))),
     ]
 
 
-def _model_folder(root: Path, subfolder: str | None) -> Path:
+def _model_folder(root: Path, subfolder: str | None, component: str) -> Path:
     if subfolder:
         folder = root / subfolder
     elif (root / "model_index.json").is_file():
-        if "generator" not in (index := read_json(root / "model_index.json")):
+        folder = root / component
+        if component == "generator" and component not in (index := read_json(root / "model_index.json")):
             raise ConfigError(
                 f"{str(root)!r} is a {index.get('_class_name')}, a pipeline without a generator of ours"
             )
-        folder = root / "generator"
+        if not folder.is_dir():
+            raise WeightsError(
+                f"the pipeline {str(root)!r} has no {component}; it was saved or converted without"
+            )
     else:
         folder = root
     if not (folder / "config.json").is_file():

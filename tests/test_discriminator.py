@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,17 @@ def test_saves_and_loads_bitwise(tmp_path):
     for key, value in discriminator.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
     assert json.loads((tmp_path / "d" / "config.json").read_text())["channels"] == [32, 32, 32, 32]
+
+
+def test_it_is_found_in_its_folder_of_a_pipeline(tmp_path, tiny):
+    pipeline = tmp_path / "pipeline"
+    shutil.copytree(tiny, pipeline)
+    with pytest.raises(WeightsError, match="has no discriminator"):
+        WaveletDiscriminator.from_pretrained(pipeline)
+    discriminator = convert_discriminator(original(NAMES[0]))
+    discriminator.save_pretrained(pipeline / "discriminator")
+    again = WaveletDiscriminator.from_pretrained(pipeline)
+    assert torch.equal(again.logit.weight, discriminator.logit.weight)
 
 
 @pytest.mark.parametrize(
