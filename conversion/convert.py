@@ -31,7 +31,6 @@ import torch
 
 import stylenat_hub
 from conversion.containers import Container, read_checkpoint
-from conversion.discriminator import WEIGHTS_NAME, save_discriminator
 from stylenat_hub.errors import ConfigError, InputError, UnknownModelError, WeightsError
 from stylenat_hub.files import check_folder, user_path, whole_folder
 from stylenat_hub.models.config import ModelConfig
@@ -39,7 +38,7 @@ from stylenat_hub.models.family import Family
 from stylenat_hub.pipeline import GANPipeline
 from stylenat_hub.registry import FAMILIES
 from stylenat_hub.summary import table
-from stylenat_hub.weights import system_errors
+from stylenat_hub.weights import file_names, system_errors
 
 MEAN_LATENTS = 10_000
 MEAN_SEED = 0
@@ -48,7 +47,11 @@ _MEAN_BATCH = 1_000
 RESULT = (
     "conversion.json",
     "model_index.json",
-    *(f"{part}/{name}" for part in ("generator", "discriminator") for name in ("config.json", WEIGHTS_NAME)),
+    *(
+        f"{part}/{name}"
+        for part in ("generator", "discriminator")
+        for name in ("config.json", file_names(None)[0])
+    ),
 )
 
 
@@ -120,7 +123,9 @@ def convert(
         preset = preset.removeprefix(f"{found.name}-")  # the zoo's names are taken too
     values = found.infer_config(original, args=container.args, preset=preset, config=config)
     generator = _build(found, values, found.convert_state_dict(original))
-    discriminator = None if skip_discriminator else container.networks.get("d")
+    discriminator = None
+    if not skip_discriminator and "d" in container.networks:
+        discriminator = found.convert_discriminator(container.networks["d"])
     record = json.dumps(_record(source, container, found, weights), indent=2) + "\n"
     # All of it before the folder appears, so that no error comes after that.
     report = Report(
@@ -139,9 +144,11 @@ def convert(
         _fill_mean_style(generator)
         GANPipeline(generator=generator).save_pretrained(folder)
         if discriminator is not None:
-            save_discriminator(discriminator, folder)
+            discriminator.save_pretrained(folder / discriminator.component)
         (folder / RESULT[0]).write_text(record, encoding="utf-8")
         _check_reload(generator, folder)
+        if discriminator is not None:
+            _check_same_weights(discriminator, type(discriminator).from_pretrained(folder))
     return report
 
 
@@ -226,14 +233,19 @@ def _check_reload(generator: Any, folder: Path) -> None:
             "the generator's picture holds NaN or infinite values; its training run had diverged"
         )
     reloaded = GANPipeline.from_pretrained(folder).generator.eval()
-    # The weights to the bit; the picture up to the rounding of sums, which may differ between two calls.
-    before, after = generator.state_dict(), reloaded.state_dict()
-    same = before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    _check_same_weights(generator, reloaded)
+    # The picture up to the rounding of sums, which may differ between two calls.
     again = reloaded(latent, truncation_psi=0.7)
-    if not same or not torch.allclose(picture, again, rtol=0, atol=1e-5 * picture.abs().max().item()):
+    if not torch.allclose(picture, again, rtol=0, atol=1e-5 * picture.abs().max().item()):
         raise WeightsError(
             "what was written reloads to another picture, so it was dropped; please report this"
         )
+
+
+def _check_same_weights(model: Any, reloaded: Any) -> None:
+    before, after = model.state_dict(), reloaded.state_dict()
+    if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
+        raise WeightsError("what was written reloads to other weights, so it was dropped; please report this")
 
 
 def _record(source: Path, container: Container, family: Family, weights: str) -> dict[str, Any]:

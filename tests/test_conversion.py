@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 import conversion.convert
 from conversion.cli import app
-from conversion.containers import read_checkpoint
 from conversion.convert import convert
 from stylenat_hub.errors import InputError
+from stylenat_hub.models.discriminator import WaveletDiscriminator
 from stylenat_hub.pipeline import GANPipeline
 
 ROOT = Path(__file__).parent.parent
@@ -100,17 +100,13 @@ def test_the_record_says_where_the_weights_come_from_and_names_no_folder(tmp_pat
     assert str(tmp_path) not in text and str(GOLDENS) not in text
 
 
-def test_the_discriminator_is_kept_under_its_own_names(tmp_path):
+def test_the_discriminator_becomes_a_model(tmp_path):
     assert convert(PLAIN, tmp_path / "out").discriminator
-    folder = tmp_path / "out" / "discriminator"
-    kept = load_file(folder / "diffusion_pytorch_model.safetensors")
-    original = read_checkpoint(PLAIN).networks["d"]
-    assert kept.keys() == original.keys()
-    assert all(torch.equal(kept[name], original[name]) for name in original)
-    facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    assert facts["resolution"] == 64
-    assert facts["spectral_norm"] is True
-    assert facts["channels"] == {"32": 32, "16": 32, "8": 32, "4": 32}
+    discriminator = WaveletDiscriminator.from_pretrained(tmp_path / "out")
+    recorded = load_file(GOLDENS / f"{PLAIN.stem}.io.safetensors")
+    with torch.inference_mode():
+        logits = discriminator(recorded["d_input"])
+    torch.testing.assert_close(logits, recorded["d_logits_eval"], atol=2e-6, rtol=0)
 
 
 def test_the_discriminator_can_be_left_out(tmp_path):

@@ -117,7 +117,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(error, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_reloads_to_another_picture_is_not_kept(tmp_path, monkeypatch):
+def test_what_reloads_to_something_else_is_not_kept(tmp_path, monkeypatch):
     save = GANPipeline.save_pretrained
 
     def wrong(self, folder, **kwargs):
@@ -128,7 +128,7 @@ def test_what_reloads_to_another_picture_is_not_kept(tmp_path, monkeypatch):
         self.generator.load_state_dict(state)
 
     monkeypatch.setattr(GANPipeline, "save_pretrained", wrong)
-    with pytest.raises(WeightsError, match="reloads to another picture"):
+    with pytest.raises(WeightsError, match="reloads to other weights"):
         convert(MIXED, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

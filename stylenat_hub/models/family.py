@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stylenat_hub.models.base import Generator
+from stylenat_hub.models.base import Generator, ZooModel
 from stylenat_hub.models.config import ModelConfig
 
 
@@ -42,6 +42,7 @@ class Family:
     infer_config: `(original state dict, *, args, preset, config) -> config`: args are the checkpoint's own
     record as plain data, preset and config what the user said; each may be None, contradictions raise.
     convert_state_dict: original generator state dict -> ours.
+    convert_discriminator: original discriminator state dict -> the model with its weights.
     """
 
     name: str
@@ -52,3 +53,4 @@ class Family:
     recognise: Callable[[Mapping[str, Any]], bool]
     infer_config: Callable[..., ModelConfig]
     convert_state_dict: Callable[[Mapping[str, Any]], dict[str, Any]]
+    convert_discriminator: Callable[[Mapping[str, Any]], ZooModel]

@@ -1,5 +1,6 @@
 """StyleNAT (arXiv 2211.05770): the family's record and its published checkpoints."""
 
+from stylenat_hub.models.discriminator_keys import convert_discriminator
 from stylenat_hub.models.family import Checkpoint, Family
 from stylenat_hub.models.stylenat.config import StyleNATConfig
 from stylenat_hub.models.stylenat.generator import StyleNATGenerator
@@ -58,4 +59,5 @@ FAMILY = Family(
     recognise=recognise,
     infer_config=infer_config,
     convert_state_dict=convert_state_dict,
+    convert_discriminator=convert_discriminator,
 )
