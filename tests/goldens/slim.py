@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 HERE = Path(__file__).parent
 LARGEST = 64
@@ -30,6 +32,7 @@ COPIED = (
     "na2d_rpb_ops.safetensors",
     "na2d_rpb_ops.json",
 )
+LOSSES = "losses.safetensors"  # without the gradients of 3 x 3 convolutions, which other layers stand for
 SHAPES = {
     "ffhq-256": "stylenat_ffhq256_legacy_cm2",
     "ffhq-1024": "stylenat_ffhq1024_legacy_cm2",
@@ -68,11 +71,20 @@ def slim_shapes(source: Path, target: Path) -> None:
     target.write_text(json.dumps(shapes, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
+def slim_losses(source: Path, target: Path) -> None:
+    """Keep values, pictures and the gradients of small tensors and linear layers."""
+    with safe_open(source, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    kept = {n: t for n, t in tensors.items() if ".grad." not in n or t.numel() < 600 or "final_linear" in n}
+    save_file(kept, target, metadata=metadata)
+
+
 def main(recordings: Path) -> None:
     for name in SLIMMED:
         slim_checkpoint(recordings / name, HERE / name)
     for name in COPIED:
         shutil.copyfile(recordings / name, HERE / name)
+    slim_losses(recordings / LOSSES, HERE / LOSSES)
     slim_shapes(recordings / "full_size_shapes.json", HERE / "full_size_shapes.json")
 
 
