@@ -16,6 +16,8 @@ _PUBLIC = {
     "GANPipeline": "stylenat_hub.pipeline",
     "StyleNATConfig": "stylenat_hub.models.stylenat.config",
     "StyleNATGenerator": "stylenat_hub.models.stylenat.generator",
+    "WaveletDiscriminator": "stylenat_hub.models.discriminator",
+    "WaveletDiscriminatorConfig": "stylenat_hub.models.discriminator",
     "create_model": "stylenat_hub.registry",
     "list_models": "stylenat_hub.registry",
     "neighborhood_attention": "stylenat_hub.attention",
@@ -25,6 +27,8 @@ __all__ = [
     "GANPipeline",
     "StyleNATConfig",
     "StyleNATGenerator",
+    "WaveletDiscriminator",
+    "WaveletDiscriminatorConfig",
     "create_model",
     "list_models",
     "neighborhood_attention",
@@ -32,6 +36,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from stylenat_hub.attention import neighborhood_attention
+    from stylenat_hub.models.discriminator import WaveletDiscriminator, WaveletDiscriminatorConfig
     from stylenat_hub.models.stylenat.config import StyleNATConfig
     from stylenat_hub.models.stylenat.generator import StyleNATGenerator
     from stylenat_hub.pipeline import GANPipeline
