@@ -72,12 +72,8 @@ class GANPipeline(DiffusionPipeline):
         **kwargs: Any,
     ) -> None:
         """Write `model_index.json` and `generator/`, whole or not at all; arguments: `hub.save`."""
-        kwargs |= {
-            "safe_serialization": safe_serialization,
-            "variant": variant,
-            "max_shard_size": max_shard_size,
-        }
-        hub.save(super().save_pretrained, save_directory, **kwargs)
+        options = {"safe_serialization": safe_serialization, "variant": variant}
+        hub.save(super().save_pretrained, save_directory, max_shard_size=max_shard_size, **options, **kwargs)
 
     def __call__(
         self,

@@ -232,43 +232,6 @@ def test_a_smaller_kernel_reads_the_centre_of_the_table():
     torch.testing.assert_close(mixed[..., 1:, :], small, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("several", [False, True], ids=["one-table", "several-tables"])
-def test_inference_caches_the_bias_and_follows_changed_weights(several, monkeypatch):
-    """The expanded bias is built once per table; a table changed in place, even by `.data`, is seen."""
-    q, k, v, _, rpb = random_inputs((16, 16, (7, 7), (1, 1)), torch.float32)
-    tables = [rpb[:1].clone(), rpb[1:].clone()] if several else rpb
-    built = []
-    build = tiled._build_bias
-    monkeypatch.setattr(tiled, "_build_bias", lambda *args: built.append(1) or build(*args))
-
-    def attend():
-        return neighborhood_attention(q, k, v, kernel_size=7, rpb=tables)
-
-    before, first = attend(), len(built)
-    assert torch.equal(attend(), before) and len(built) == first > 0
-    for table in tables if several else [tables]:
-        table.data.mul_(-3)
-    after = attend()
-    assert len(built) == 2 * first
-    assert not torch.allclose(before, after)
-    rpb = torch.cat(tables) if several else tables
-    expected = neighborhood_attention(q, k, v, kernel_size=7, rpb=rpb.clone())
-    torch.testing.assert_close(after, expected, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gradients_after_inference_mode(backend):
-    """What inference_mode leaves in the caches must serve gradients afterwards."""
-    shape = (19, 22, (5, 5), (1, 3))  # of no other test, so that nothing is cached yet
-    inputs = random_inputs(shape)
-    options = {"kernel_size": shape[2], "dilation": shape[3], "backend": backend}
-    with torch.inference_mode():
-        q, k, v, _, rpb = inputs
-        wanted = neighborhood_attention(q, k, v, rpb=rpb, **options)
-    actual = forward_and_gradients(*inputs, **options)[0]
-    torch.testing.assert_close(actual, wanted, atol=1e-12, rtol=0)
-
-
 def problems_per_call(monkeypatch):
     """Spy: (tiles * heads, bytes of q, k and v) of every call of scaled_dot_product_attention."""
     calls = []
@@ -323,17 +286,6 @@ def test_half_precision_gradients_are_summed_in_float32():
         *(x.double() for x in inputs), kernel_size=7, dilation=1, backend="gather"
     )[-1]
     torch.testing.assert_close(actual.double(), wanted, atol=0.006 * wanted.abs().max().item(), rtol=0)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_caches_do_not_depend_on_who_came_first(backend):
-    """Neither a default device nor inference_mode at the first call may spoil the cached geometry."""
-    shape = (17, 20, (3, 3), (1, 4))  # of no other test
-    inputs = random_inputs(shape)
-    options = {"kernel_size": shape[2], "dilation": shape[3], "backend": backend}
-    with torch.inference_mode(), torch.device("meta"):
-        neighborhood_attention(*(x for x in inputs[:3]), rpb=inputs[4], **options)
-    assert torch.isfinite(forward_and_gradients(*inputs, **options)[0]).all()
 
 
 @pytest.mark.parametrize(

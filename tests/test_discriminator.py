@@ -151,5 +151,8 @@ def test_bad_input_says_what_is_allowed():
         discriminator(torch.zeros(6, 3, 32, 32))
     with pytest.raises(ConfigError, match=r"3 whole numbers, one per scale from 16 down to 4 px"):
         WaveletDiscriminatorConfig(resolution=32, channels=(8, 8))
+    for bad in ({"channels": (True, 8, 8)}, {"channels": (10**9, 8, 8)}, {"stddev_group": 0}):
+        with pytest.raises(ConfigError, match="whole number"):
+            WaveletDiscriminatorConfig.preset("tiny", **bad)
     with pytest.raises(ConfigError, match="a power of two, 16 or more"):
         WaveletDiscriminatorConfig(resolution=24, channels=(8, 8, 8))

@@ -1,5 +1,4 @@
-"""Neighborhood attention the slow and obvious way: a dense matrix with a mask. The oracle for every other
-backend.
+"""Neighborhood attention the slow and obvious way, as a dense masked matrix: the oracle of all backends.
 
 Legend: B batch, H,W tokens, N heads, D head dim, L = H * W. Memory grows with L squared: tests and debugging
 only. Differentiable any number of times, in any floating dtype; meant to be called in float64.

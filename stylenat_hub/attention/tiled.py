@@ -34,7 +34,7 @@ CHUNK_BYTES = {"cpu": 4 << 20}  # a chunk's tiles stay in the cache of a CPU cor
 DEFAULT_CHUNK_BYTES = 512 << 20  # ... while a GPU wants all the work it can get at once
 MAX_PROBLEMS = 65_535  # CUDA's limit on tiles * heads in one scaled_dot_product_attention
 
-# biases per table: one grid needs up to 36, and a table that sees many sizes must not fill the memory
+# biases per table: one grid needs up to 64, and a table that sees many sizes must not fill the memory
 MAX_CACHED = 64
 _bias_cache = WeakTensorKeyDictionary()  # table -> {geometry: (copy of the table, bias)}
 
@@ -222,10 +222,10 @@ def _bias(group: HeadGroup, rows: _Run, columns: _Run, like: torch.Tensor) -> to
     if table is None or table.device.type != "cpu" or table._is_view() or torch.compiler.is_compiling():
         return _build_bias(group, rows, columns, like)
     cache = _bias_cache.setdefault(table, {})
-    if len(cache) >= MAX_CACHED:
-        cache.clear()
     entry = cache.get(key)
     if entry is None or not torch.equal(entry[0], table):
+        if len(cache) >= MAX_CACHED:  # only where something comes in: a full cache must still be one
+            cache.clear()
         entry = cache[key] = (table.detach().clone(), _build_bias(group, rows, columns, like))
     return entry[1]
 
@@ -277,13 +277,11 @@ def _backward(
     """Gradients of q, k, v and the table. Half precision is summed in float32."""
     shape, dilation = q.shape, group.dilation
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    grads = [
-        torch.zeros_like(_pad(q, dilation), dtype=wide, memory_format=torch.contiguous_format)
-        for _ in range(3)
-    ]
+    padded = [_pad(x, dilation) for x in (q, grad, k, v)]
+    grads = [torch.zeros(padded[0].shape, dtype=wide, device=q.device) for _ in range(3)]
     side = 2 * group.kernel_size - 1
     flat = torch.zeros(group.num_heads, side * side + 1, dtype=wide, device=q.device)
-    inputs = [_residue_grid(_pad(x, dilation), dilation) for x in (q, grad, k, v)]
+    inputs = [_residue_grid(x, dilation) for x in padded]
     outputs = [_residue_grid(x, dilation) for x in grads]
     for rows, columns in _pieces(shape, group):
         bias = _bias(group, rows, columns, q).to(wide)

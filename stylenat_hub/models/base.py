@@ -70,12 +70,8 @@ class ZooModel(ModelMixin, ConfigMixin):
         from stylenat_hub import hub  # late: the hub knows all families, which are built on this module
 
         # The names stand in the signature because a diffusers pipeline looks there for what it may pass on.
-        kwargs |= {
-            "safe_serialization": safe_serialization,
-            "variant": variant,
-            "max_shard_size": max_shard_size,
-        }
-        hub.save(super().save_pretrained, save_directory, **kwargs)
+        options = {"safe_serialization": safe_serialization, "variant": variant}
+        hub.save(super().save_pretrained, save_directory, max_shard_size=max_shard_size, **options, **kwargs)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or cast, as every torch module does."""

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+WIDEST = 65_536  # channels; a bound that a damaged config.json meets before memory does
+
+
 def as_tuples(value: Any) -> Any:
     """Lists, as JSON gives them, become tuples at every depth, so that a config can be frozen and hashed."""
     if isinstance(value, (list, tuple)):

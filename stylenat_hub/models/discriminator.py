@@ -21,7 +21,7 @@ from stylenat_hub.layers.discriminator import (
     minibatch_stddev,
 )
 from stylenat_hub.models.base import ZooModel
-from stylenat_hub.models.config import ModelConfig
+from stylenat_hub.models.config import WIDEST, ModelConfig, is_whole
 
 PRESETS: dict[str, dict[str, Any]] = {
     "ffhq-256": {"resolution": 256, "channels": (128, 512, 512, 512, 512, 512)},
@@ -49,20 +49,18 @@ class WaveletDiscriminatorConfig(ModelConfig):
     def validate(self) -> None:
         size = self.resolution
         self.require(
-            isinstance(size, int) and size >= 16 and size & (size - 1) == 0,
+            is_whole(size, 16, 4096) and size & (size - 1) == 0,
             "resolution",
-            "a power of two, 16 or more",
+            "a power of two, 16 or more, 4096 at most",
         )
         scales = size.bit_length() - 3
-        whole = isinstance(self.channels, tuple) and all(isinstance(c, int) and c > 0 for c in self.channels)
+        whole = isinstance(self.channels, tuple) and all(is_whole(c, 1, WIDEST) for c in self.channels)
         self.require(
             whole and len(self.channels) == scales,
             "channels",
-            f"{scales} whole numbers, one per scale from {size // 2} down to 4 px",
+            f"{scales} whole numbers, one per scale from {size // 2} down to 4 px, each from 1 to {WIDEST}",
         )
-        self.require(
-            isinstance(self.stddev_group, int) and self.stddev_group > 0, "stddev_group", "1 or more"
-        )
+        self.require_whole("stddev_group", 1, 4096)
 
 
 class Scale(nn.Module):

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stylenat_hub.models.config import ModelConfig, is_whole
+from stylenat_hub.models.config import WIDEST, ModelConfig, is_whole
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-WIDEST = 65_536  # channels; a bound that a damaged config.json meets before memory does
 
 
 def partition_heads(num_heads: int, partitions: int) -> tuple[int, ...]:
