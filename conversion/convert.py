@@ -33,6 +33,7 @@ import stylenat_hub
 from conversion.containers import Container, read_checkpoint
 from stylenat_hub.errors import ConfigError, InputError, UnknownModelError, WeightsError
 from stylenat_hub.files import check_folder, user_path, whole_folder
+from stylenat_hub.models.base import MEAN_LATENTS, MEAN_SEED
 from stylenat_hub.models.config import ModelConfig
 from stylenat_hub.models.family import Family
 from stylenat_hub.pipeline import GANPipeline
@@ -40,9 +41,6 @@ from stylenat_hub.registry import FAMILIES
 from stylenat_hub.summary import table
 from stylenat_hub.weights import file_names, system_errors
 
-MEAN_LATENTS = 10_000
-MEAN_SEED = 0
-_MEAN_BATCH = 1_000
 # What a conversion leaves in its folder, and what may be added to it; the first is in every one.
 RESULT = (
     "conversion.json",
@@ -141,7 +139,7 @@ def convert(
     )
     allowed = RESULT if overwrite else None
     with whole_folder(output, overwrite=allowed, inputs=(source,)) as folder, system_errors():
-        _fill_mean_style(generator)
+        generator.estimate_w_avg()
         GANPipeline(generator=generator).save_pretrained(folder)
         if discriminator is not None:
             discriminator.save_pretrained(folder / discriminator.component)
@@ -210,17 +208,6 @@ def _build(family: Family, config: ModelConfig, state: dict[str, torch.Tensor]) 
             )
     generator.load_state_dict({**state, "w_avg": generator.w_avg})
     return generator.eval()
-
-
-@torch.inference_mode()
-def _fill_mean_style(generator: Any) -> None:
-    """`w_avg`, the mean style of `MEAN_LATENTS` latents of one fixed seed, summed in float64."""
-    source = torch.Generator().manual_seed(MEAN_SEED)
-    total = torch.zeros(generator.w_dim, dtype=torch.float64)
-    for _ in range(MEAN_LATENTS // _MEAN_BATCH):
-        styles = generator.mapping(torch.randn(_MEAN_BATCH, generator.z_dim, generator=source))
-        total += styles[:, 0].double().sum(0)
-    generator.w_avg.copy_(total / MEAN_LATENTS)
 
 
 @torch.inference_mode()

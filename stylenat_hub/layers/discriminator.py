@@ -82,15 +82,17 @@ class SpectralNorm(nn.Module):
         self.register_buffer("v", F.normalize(torch.randn(columns), dim=0))
 
     def normalised(self) -> torch.Tensor:
-        matrix = self.weight.flatten(1)
-        if self.training:
-            with torch.no_grad():
-                self.v.copy_(F.normalize(matrix.t() @ self.u, dim=0, eps=1e-12))
-                self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=1e-12))
-        # Clones, because the next call (real after fake pictures) changes the vectors before the gradient is
-        # taken.
-        u, v = self.u.clone(), self.v.clone()
-        return self.weight / torch.dot(u, matrix @ v)
+        # Not in half precision under autocast: a singular value rounded to 8 bits scales the whole layer.
+        with torch.autocast(self.weight.device.type, enabled=False):
+            matrix = self.weight.flatten(1)
+            if self.training:
+                with torch.no_grad():
+                    self.v.copy_(F.normalize(matrix.t() @ self.u, dim=0, eps=1e-12))
+                    self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=1e-12))
+            # Clones, because the next call (real after fake pictures) changes the vectors before the gradient
+            # is taken.
+            u, v = self.u.clone(), self.v.clone()
+            return self.weight / torch.dot(u, matrix @ v)
 
 
 class Conv(SpectralNorm):

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+MEAN_LATENTS = 10_000
+MEAN_SEED = 0
+_MEAN_BATCH = 1_000
+
+
 class ZooModel(ModelMixin, ConfigMixin):
     """diffusers' loading and saving around one config object: the base of generators and discriminators.
 
@@ -167,6 +172,17 @@ class Generator(ZooModel):
         mean = images.new_tensor(self.config["image_mean"]).view(3, 1, 1)
         std = images.new_tensor(self.config["image_std"]).view(3, 1, 1)
         return (images * std + mean).clamp(0, 1)
+
+    @torch.no_grad()
+    def estimate_w_avg(self, latents: int = MEAN_LATENTS, seed: int = MEAN_SEED) -> None:
+        """Fill `w_avg` with the mean style of `latents` latents of one seed, summed in float64."""
+        source = torch.Generator().manual_seed(seed)
+        total = torch.zeros(self.w_dim, dtype=torch.float64)
+        for start in range(0, latents, _MEAN_BATCH):
+            z = torch.randn(min(_MEAN_BATCH, latents - start), self.z_dim, generator=source)
+            styles = self.mapping(z.to(self.w_avg.device, self.w_avg.dtype))
+            total += styles[:, 0].double().sum(0).cpu()
+        self.w_avg.copy_(total / latents)
 
     def level_rows(self) -> list[dict[str, Any]]:
         """What `info` and conversion show of the network: a row per level, all with the same keys.

@@ -27,6 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ffhq-256": {"resolution": 256, "channels": (128, 512, 512, 512, 512, 512)},
     "ffhq-1024": {"resolution": 1024, "channels": (32, 128, 256, 512, 512, 512, 512, 512)},
     "church-256": {"resolution": 256, "channels": (128, 512, 512, 512, 512, 512)},
+    "toy-church": {"resolution": 32, "channels": (64, 128, 128)},
     "tiny": {"resolution": 32, "channels": (16, 32, 32)},
 }
 
@@ -96,6 +97,15 @@ class WaveletDiscriminator(ZooModel):
         # The activation's own bias beside the layer's: they learn at twice the rate, so both are kept.
         self.hidden_bias = nn.Parameter(torch.zeros(widths[-1]))
         self.logit = Linear(widths[-1], 1)
+
+    def finest_parts(self, count: int) -> list[nn.Module]:
+        """What reads the `count` finest scales: the layers that Freeze-D keeps (arXiv 2002.10964).
+
+        Raises `InputError` if there are not so many.
+        """
+        if not 0 <= count <= len(self.from_rgb):
+            raise InputError(f"freeze_d is {count}; this discriminator has {len(self.from_rgb)} scales")
+        return [*self.from_rgb[:count], *self.scales[:count]]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Raises `InputError` for images of another size, or a batch that groups of `stddev_group` do not

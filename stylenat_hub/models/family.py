@@ -42,6 +42,7 @@ class Family:
     infer_config: `(original state dict, *, args, preset, config) -> config`: args are the checkpoint's own
     record as plain data, preset and config what the user said; each may be None, contradictions raise.
     convert_state_dict: original generator state dict -> ours.
+    discriminator: the class that the family is trained against, with presets of the same names.
     convert_discriminator: original discriminator state dict -> the model with its weights.
     """
 
@@ -53,4 +54,5 @@ class Family:
     recognise: Callable[[Mapping[str, Any]], bool]
     infer_config: Callable[..., ModelConfig]
     convert_state_dict: Callable[[Mapping[str, Any]], dict[str, Any]]
+    discriminator: type[ZooModel]
     convert_discriminator: Callable[[Mapping[str, Any]], ZooModel]

@@ -1,5 +1,6 @@
 """StyleNAT (arXiv 2211.05770): the family's record and its published checkpoints."""
 
+from stylenat_hub.models.discriminator import WaveletDiscriminator
 from stylenat_hub.models.discriminator_keys import convert_discriminator
 from stylenat_hub.models.family import Checkpoint, Family
 from stylenat_hub.models.stylenat.config import StyleNATConfig
@@ -59,5 +60,6 @@ FAMILY = Family(
     recognise=recognise,
     infer_config=infer_config,
     convert_state_dict=convert_state_dict,
+    discriminator=WaveletDiscriminator,
     convert_discriminator=convert_discriminator,
 )

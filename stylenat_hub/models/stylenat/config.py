@@ -46,6 +46,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         8,
         ([1], [1], [1, 2], [1, 2, 4], [1, 2, 4, 8], [1, 2, 4, 8, 16], [1, 2, 4, 8, 16, 32]),
     ),
+    # Small enough to train on a CPU and to ship in the wheel: three partitions at 32 px.
+    "toy-church": _shape(
+        (128, 128, 128, 64), 4, ([1], [1], [1, 2], [1, 2, 4]), z_dim=128, w_dim=128, mapping_layers=4
+    ),
     "tiny": _shape((32, 32, 32, 16), 4, ([1], [1], [1, 2], [1, 2, 4]), z_dim=32, w_dim=32, mapping_layers=4),
 }
 
