@@ -81,7 +81,9 @@ def test_every_step_of_the_forward_pass(name):
     steps = [key for key in io if key.startswith(("block.", "feat."))]
     assert len(steps) >= 3 * len(generator.levels) - 1
     for key in steps:
-        assert_within(seen[key][:1], io[key], 5e-5)
+        ours = seen[key][:1]
+        thinned = ours.shape[1] != io[key].shape[1]  # every 7th token is kept of the large grids
+        assert_within(ours[:, ::7] if thinned else ours, io[key], 5e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,7 +122,7 @@ def test_gradients(name, checkpointing):
     z = io["z"].clone().requires_grad_()
     loss = (generator(z) * io["upstream"]).sum()
     loss.backward()
-    torch.testing.assert_close(loss.detach(), io["loss"][0], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(loss.detach(), io["loss"][0], rtol=1e-5, atol=1e-3)  # a sum of 49,152 terms
     assert_within(z.grad, io["grad_z"], 1e-4 * io["grad_z"].abs().max())
     names, parameters = our_names(original(name)[0]), dict(generator.named_parameters())
     assert len(meta["grads"]) >= 5

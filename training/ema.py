@@ -22,4 +22,5 @@ def ema_decay(
 def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
     """average = decay * average + (1 - decay) * model, for parameters only; buffers stay."""
     for old, new in zip(average.parameters(), model.parameters(), strict=True):
-        old.lerp_(new.to(old.dtype), 1 - decay)
+        # Not lerp_: the original's order of operations, which tells where a step is as small as the rounding.
+        old.mul_(decay).add_(new.to(old.dtype), alpha=1 - decay)

@@ -6,12 +6,10 @@ Legend: B batch. Logits are [B, 1], high means real; every loss is a scalar, the
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-
-Discriminator = Callable[[torch.Tensor], torch.Tensor]
-Augmentation = Callable[[torch.Tensor], torch.Tensor]
 
 
 def discriminator_logistic(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
@@ -54,19 +52,34 @@ def lazy_r1(penalty: torch.Tensor, weight: float, interval: int) -> torch.Tensor
 
 
 def balanced_consistency(
-    discriminator: Discriminator,
-    augmentation: Augmentation,
     real: torch.Tensor,
     fake: torch.Tensor,
-    real_logits: torch.Tensor,
-    fake_logits: torch.Tensor,
+    real_augmented: torch.Tensor,
+    fake_augmented: torch.Tensor,
     real_weight: float = 10.0,
     fake_weight: float = 10.0,
 ) -> torch.Tensor:
     """bCR: augmenting a picture must not change its logit, real or fake. Source: arXiv 2002.04724.
 
-    real, fake: pictures [B, 3, R, R] with their logits from the same step.
+    Logits [B, 1] of the same pictures before and after the augmentation; gradients flow through both.
     """
-    real_change = discriminator(augmentation(real)) - real_logits
-    fake_change = discriminator(augmentation(fake)) - fake_logits
-    return real_weight * real_change.square().mean() + fake_weight * fake_change.square().mean()
+    real_change = (real_augmented - real).square().mean()
+    fake_change = (fake_augmented - fake).square().mean()
+    return real_weight * real_change + fake_weight * fake_change
+
+
+class GANLoss(NamedTuple):
+    """What the two players minimise, each (logits of real pictures, logits of fakes) -> scalar.
+
+    paired: does the generator's loss look at real pictures too?
+    """
+
+    discriminator: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    generator: Callable[[torch.Tensor | None, torch.Tensor], torch.Tensor]
+    paired: bool
+
+
+LOSSES = {
+    "logistic": GANLoss(discriminator_logistic, lambda _real, fake: generator_nonsaturating(fake), False),
+    "relativistic": GANLoss(discriminator_relativistic, generator_relativistic, True),
+}

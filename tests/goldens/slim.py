@@ -1,10 +1,12 @@
-"""How the files of this folder were made from the full recordings: only the optimizers' bulk was dropped.
+"""How the files of this folder were made from the full recordings: what is there is as it was recorded.
 
 `python tests/goldens/slim.py RECORDINGS` rewrites the files here from a folder with the full recordings of
 the original code. Needed only if a recording is added or made again; no test runs it.
 
 * A checkpoint of plain data and `argparse.Namespace` is read and saved again without Adam's moments of
   tensors of more than 64 elements; container, parameter groups, their order and small states stay.
+* Of the blocks and levels of the two 64 px recordings every 7th token is kept where there are 1024 or more.
+* The starting checkpoint of the training run has no `g_ema`, which is equal to its `g`.
 * The `mixed` checkpoint carries classes of a library that is not a dependency here, so it is copied as it is.
 * `full_size_shapes.json` keeps key -> shape of the three published or stated StyleNAT shapes.
 """
@@ -23,11 +25,22 @@ from safetensors.torch import save_file
 
 HERE = Path(__file__).parent
 LARGEST = 64
-SLIMMED = ("stylenat_legacy_ffhq_style_64.pt", "stylenat_hydra_church_style_64.pt")
-COPIED = (
-    "stylenat_mixed_first_public_32.pt",
+STRIDE = 7  # of every 7th token, where there are many: it does not divide a row, so all columns take part
+MANY = 1024
+SLIMMED = (
+    "stylenat_legacy_ffhq_style_64.pt",
+    "stylenat_hydra_church_style_64.pt",
+    "stylenat_trainrun_init.pt",
+    "stylenat_trainrun_final.pt",
+)
+THINNED = (
     "stylenat_legacy_ffhq_style_64.io.safetensors",
     "stylenat_hydra_church_style_64.io.safetensors",
+)
+COPIED = (
+    "stylenat_mixed_first_public_32.pt",
+    "stylenat_trainrun.io.safetensors",
+    "stylenat_trainrun_noise.json",
     "stylenat_mixed_first_public_32.io.safetensors",
     "na2d_rpb_ops.safetensors",
     "na2d_rpb_ops.json",
@@ -55,7 +68,23 @@ def slim_checkpoint(source: Path, target: Path) -> None:
         for key in ("g_optim", "d_optim"):
             if key in holder:
                 slim_optimizer(holder[key])
+    if target.stem == "stylenat_trainrun_init":
+        del checkpoint["state_dicts"]["g_ema"]  # equal to g
     torch.save(checkpoint, target)
+
+
+def thin_steps(source: Path, target: Path) -> None:
+    """Keep every `STRIDE`-th token of the blocks and levels that have `MANY` or more."""
+    metadata, tensors = read(source)
+    for name, tensor in tensors.items():
+        if name.startswith(("block.", "feat.")) and tensor.shape[1] >= MANY:
+            tensors[name] = tensor[:, ::STRIDE].contiguous()
+    save_file(tensors, target, metadata=metadata)
+
+
+def read(source: Path) -> tuple[dict, dict]:
+    with safe_open(source, "pt") as file:
+        return file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def slim_shapes(source: Path, target: Path) -> None:
@@ -73,8 +102,7 @@ def slim_shapes(source: Path, target: Path) -> None:
 
 def slim_losses(source: Path, target: Path) -> None:
     """Keep values, pictures and the gradients of small tensors and linear layers."""
-    with safe_open(source, "pt") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata, tensors = read(source)
     kept = {n: t for n, t in tensors.items() if ".grad." not in n or t.numel() < 600 or "final_linear" in n}
     save_file(kept, target, metadata=metadata)
 
@@ -82,6 +110,8 @@ def slim_losses(source: Path, target: Path) -> None:
 def main(recordings: Path) -> None:
     for name in SLIMMED:
         slim_checkpoint(recordings / name, HERE / name)
+    for name in THINNED:
+        thin_steps(recordings / name, HERE / name)
     for name in COPIED:
         shutil.copyfile(recordings / name, HERE / name)
     slim_losses(recordings / LOSSES, HERE / LOSSES)

@@ -1,0 +1,257 @@
+"""One step of the game between generator and discriminator: losses, gradients, updates. No files, no data.
+
+Legend: B batch of this shard, R side of the pictures. Pictures are [B, 3, R, R], normalised as the
+generator's. The order in which the discriminator sees pictures is the original's, because each of its calls
+in training mode moves its spectral norm by one power iteration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from training.augment import Augmentation, Draws
+from training.ema import ema_decay, update_ema
+from training.losses import LOSSES, balanced_consistency, gradient_penalty, lazy_r1
+from training.recipes import Recipe
+
+Scalars = dict[str, torch.Tensor]  # what is logged: detached, on the device, means over the shard
+
+
+@dataclass
+class Players:
+    """The three networks. average: the generator with averaged weights, which draws the pictures."""
+
+    generator: nn.Module
+    discriminator: nn.Module
+    average: nn.Module
+
+
+@dataclass
+class Shard:
+    """What one forward and backward pass needs.
+
+    real [B, 3, R, R]; z_d, z_g [B, z_dim]: latents of D's step and of G's. draws: random numbers of the
+    augmentations by purpose, the rows of this shard.
+    """
+
+    real: torch.Tensor
+    z_d: torch.Tensor
+    z_g: torch.Tensor
+    draws: dict[str, Draws] = field(default_factory=dict)
+
+
+class Game:
+    """The updates of both players.
+
+    players: on their device, in training mode. reduce: averages a tensor over all processes; None for one
+    process. autocast: makes the context of mixed precision. consistency, augment: the augmentation of bCR,
+    and the one in front of the discriminator, or None. draw: the generator as it is called, perhaps compiled.
+    scaled: float16, which needs its losses scaled.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        players: Players,
+        *,
+        reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        consistency: Augmentation | None = None,
+        augment: Augmentation | None = None,
+        draw: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        scaled: bool = False,
+    ) -> None:
+        self.recipe, self.players = recipe, players
+        self.reduce, self.autocast = reduce, autocast
+        self.consistency, self.augment = consistency, augment
+        self.draw = draw or players.generator  # the generator, perhaps compiled
+        self.loss = LOSSES[recipe.loss]
+        self.g_optimizer, self.d_optimizer = optimizers(recipe, players)
+        self.learning = [p for p in players.discriminator.parameters() if p.requires_grad]
+        device = next(players.generator.parameters()).device.type
+        self.g_scaler = torch.amp.GradScaler(device, enabled=scaled)
+        self.d_scaler = torch.amp.GradScaler(device, enabled=scaled)
+
+    def step(self, shards: Sequence[Shard], seen: int, *, penalise: bool) -> Scalars:
+        """Both updates and the average, for the batch that follows `seen` images. Returns what to log."""
+        self.set_rates(self.recipe.rate_factor(seen))
+        scalars = self.update_discriminator(shards, penalise=penalise)
+        scalars |= self.update_generator(shards)
+        self.update_average(seen)
+        return scalars
+
+    def set_rates(self, factor: float) -> None:
+        """Set both learning rates to `factor` times the recipe's; D's is corrected for a lazy penalty."""
+        for optimizer, rate in (
+            (self.g_optimizer, self.recipe.g_lr),
+            (self.d_optimizer, self.recipe.d_lr * self.recipe.lazy),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+
+    def update_discriminator(self, shards: Sequence[Shard], *, penalise: bool) -> Scalars:
+        """The main step, then if `penalise` the gradient penalty: in the same step, or lazily in its own."""
+        lazy = penalise and self.recipe.penalty_every > 1
+        found = []
+        for shard in shards:
+            loss, scalars = self.discriminator_loss(shard)
+            if penalise and not lazy:
+                penalty, more = self.penalty(shard)
+                loss, scalars = loss + penalty, scalars | more
+            self.d_scaler.scale(loss / len(shards)).backward()
+            found.append(scalars)
+        scalars = _means(found)
+        norm = self._apply(self.d_optimizer, self.d_scaler, self.learning, self.recipe.clip_d)
+        scalars["d_gradient_norm"] = norm
+        if lazy:
+            scalars |= self.update_penalty(shards)
+        return scalars
+
+    def update_penalty(self, shards: Sequence[Shard]) -> Scalars:
+        """The lazy penalty as a step of its own; its gradient is not clipped."""
+        found = []
+        for shard in shards:
+            loss, scalars = self.penalty(shard)
+            self.d_scaler.scale(loss / len(shards)).backward()
+            found.append(scalars)
+        self._apply(self.d_optimizer, self.d_scaler, self.learning, None)
+        return _means(found)
+
+    def update_generator(self, shards: Sequence[Shard]) -> Scalars:
+        """One step of the generator. The discriminator passes gradients on and keeps none."""
+        found = []
+        for parameter in self.learning:
+            parameter.requires_grad_(False)
+        try:
+            for shard in shards:
+                loss, scalars = self.generator_loss(shard)
+                self.g_scaler.scale(loss / len(shards)).backward()
+                found.append(scalars)
+        finally:
+            for parameter in self.learning:
+                parameter.requires_grad_(True)
+        scalars = _means(found)
+        parameters = list(self.players.generator.parameters())
+        scalars["g_gradient_norm"] = self._apply(self.g_optimizer, self.g_scaler, parameters, None)
+        return scalars
+
+    def update_average(self, seen: int) -> None:
+        """Move the averaged weights towards the generator's; `seen`: images before this batch."""
+        recipe, batch = self.recipe, self.recipe.batch
+        decay = ema_decay(batch, recipe.ema_half_life, recipe.ema_ramp_up, seen)
+        copying = seen + batch <= recipe.ema_start
+        update_ema(self.players.average, self.players.generator, 0.0 if copying else decay)
+
+    def discriminator_loss(self, shard: Shard) -> tuple[torch.Tensor, Scalars]:
+        """Logistic or relativistic loss with balanced consistency."""
+        recipe, judge = self.recipe, self.players.discriminator
+        with self.autocast():
+            with torch.no_grad():
+                fake = self.draw(shard.z_d)
+            fake, real = fake.to(shard.real.dtype), shard.real
+            fake_seen, real_seen = self._seen(fake, shard, "fake"), self._seen(real, shard, "real")
+            fake_logits, real_logits = judge(fake_seen).float(), judge(real_seen).float()
+            loss = self.loss.discriminator(real_logits, fake_logits)
+            scalars = {
+                "d_loss_main": loss.detach(),
+                "d_real": real_logits.detach().mean(),
+                "d_fake": fake_logits.detach().mean(),
+                "d_sign": real_logits.detach().sign().mean(),
+            }
+            if self.consistency is not None and (recipe.bcr_real > 0 or recipe.bcr_fake > 0):
+                fake_again = judge(self.consistency(fake_seen, shard.draws["bcr_fake"])).float()
+                real_again = judge(self.consistency(real_seen, shard.draws["bcr_real"])).float()
+                loss = loss + balanced_consistency(
+                    real_logits, fake_logits, real_again, fake_again, recipe.bcr_real, recipe.bcr_fake
+                )
+        return loss, {**scalars, "d_loss": loss.detach()}
+
+    def penalty(self, shard: Shard) -> tuple[torch.Tensor, Scalars]:
+        """Weighted R1 on real pictures and R2 on generated ones, always in float32: its second derivative is
+        too delicate for half precision. Of augmented pictures the gradient is taken after the augmentation.
+        """
+        recipe, total, scalars = self.recipe, 0.0, {}
+        parts: list[tuple[str, float]] = [("r1", recipe.r1), ("r2", recipe.r2)]
+        for name, weight in parts:
+            if weight > 0:
+                with torch.no_grad(), self.autocast():
+                    images = shard.real if name == "r1" else self.draw(shard.z_d)
+                    images = self._seen(images, shard, "real" if name == "r1" else "fake")
+                images = images.detach().to(shard.real.dtype).requires_grad_()
+                value = gradient_penalty(self.players.discriminator(images), images)
+                total = total + lazy_r1(value, weight, recipe.penalty_every)
+                scalars[name] = value.detach()
+        return total, scalars
+
+    def generator_loss(self, shard: Shard) -> tuple[torch.Tensor, Scalars]:
+        with self.autocast():
+            fake = self.draw(shard.z_g)
+            fake_logits = self.players.discriminator(self._seen(fake, shard, "generator")).float()
+            real_logits = None
+            if self.loss.paired:
+                real_logits = self.players.discriminator(self._seen(shard.real, shard, "real")).float()
+            loss = self.loss.generator(real_logits, fake_logits)
+        return loss, {"g_loss": loss.detach()}
+
+    def _seen(self, images: torch.Tensor, shard: Shard, purpose: str) -> torch.Tensor:
+        """Pictures as the discriminator sees them."""
+        return images if self.augment is None else self.augment(images, shard.draws[purpose])
+
+    def _apply(
+        self,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        parameters: Sequence[nn.Parameter],
+        clip: float | None,
+    ) -> torch.Tensor:
+        """Average the gradients over all processes, clip, step, forget them. Returns their norm before."""
+        for parameter in parameters:
+            if parameter.grad is None:
+                # As the original's: the penalty does not depend on the last bias, whose moments decay by it.
+                parameter.grad = torch.zeros_like(parameter)
+        if self.reduce is not None:
+            average_gradients(parameters, self.reduce)  # scaled ones, so that all processes see an overflow
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(parameters, float("inf") if clip is None else clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        return norm.detach()
+
+
+def optimizers(recipe: Recipe, players: Players) -> tuple[torch.optim.Adam, torch.optim.Adam]:
+    """Adam for both players; D's is corrected for the additional steps of a lazy penalty (1912.04958)."""
+    generator = torch.optim.Adam(
+        players.generator.parameters(), recipe.g_lr, betas=(0.0, recipe.beta2), eps=recipe.adam_eps
+    )
+    discriminator = torch.optim.Adam(
+        players.discriminator.parameters(),
+        recipe.d_lr * recipe.lazy,
+        betas=(0.0, recipe.beta2**recipe.lazy),
+        eps=recipe.adam_eps,
+    )
+    return generator, discriminator
+
+
+@torch.no_grad()
+def average_gradients(
+    parameters: Iterable[nn.Parameter], reduce: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """Replace every gradient by its mean over all processes, in one message.
+
+    Not by DistributedDataParallel: its hooks do not fit several calls of a discriminator, gradients of
+    gradients and frozen parts.
+    """
+    parameters = list(parameters)
+    flat = reduce(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad.copy_(part.view_as(parameter.grad))
+
+
+def _means(found: Sequence[Scalars]) -> Scalars:
+    return {name: torch.stack([scalars[name] for scalars in found]).mean() for name in found[0]}
