@@ -95,7 +95,7 @@ def benchmark(
         "matrix_products_gflop": _gflop(block_shapes),
         "all_linear_layers_gflop": _gflop([shape for _, shape in shapes]),
         "ratio_to_matrix_products": seconds["tiled"] / seconds["matrix_products"],
-        "machine": _machine(device),
+        "machine": machine(device),
     }
     if gather:
         result["gather_over_tiled"] = seconds["gather"] / seconds["tiled"]
@@ -216,6 +216,11 @@ def peak_memory(name: str, batch: int, dtype: torch.dtype, threads: int, backend
     model, latents = _build(name, batch, dtype, "cpu")
     for _ in range(3):
         _generate(model, latents, backend)
+    return resident_peak()
+
+
+def resident_peak() -> float:
+    """Peak resident memory of this process so far, in MiB."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux's getrusage would report the parent's peak where that is the higher one
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -237,7 +242,8 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _machine(device: str) -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
+    """Processor, cores and versions, as plain data for a result."""
     processor = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
     return {
         "device": processor,

@@ -28,3 +28,7 @@ class UnsafeCheckpointError(StyleNATHubError, ValueError):
 
 class InputError(StyleNATHubError, ValueError):
     """An argument (seeds, truncation, shapes, a path) is out of its range."""
+
+
+class TrainingError(StyleNATHubError, RuntimeError):
+    """A training run cannot go on: its losses or weights are no longer finite."""

@@ -69,7 +69,7 @@ class Game:
         self.recipe, self.players = recipe, players
         self.reduce, self.autocast = reduce, autocast
         self.consistency, self.augment = consistency, augment
-        self.draw = draw or players.generator  # the generator, perhaps compiled
+        self.draw = players.generator if draw is None else draw
         self.loss = LOSSES[recipe.loss]
         self.g_optimizer, self.d_optimizer = optimizers(recipe, players)
         self.learning = [p for p in players.discriminator.parameters() if p.requires_grad]

@@ -88,6 +88,13 @@ def use_backend(name: str) -> Iterator[None]:
         _auto.reset(token)
 
 
+def keep_out_of_compilation() -> None:
+    """Have torch.compile call attention as it is, from now on in this process: unrolled, its loops over tiles
+    take the compiler minutes per model."""
+    for backend in BACKENDS.values():
+        backend.attend = torch.compiler.disable(backend.attend)
+
+
 def _backend(
     name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, groups: Sequence[HeadGroup]
 ) -> object:

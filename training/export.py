@@ -1,0 +1,153 @@
+"""A checkpoint of a run -> the folder that `GANPipeline.from_pretrained` reads, here or on the Hub.
+
+python -m training.export runs/church --output my-church
+python -m training.export runs/church/checkpoints/images-000100000 --output my-church --dtype float16
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stylenat_hub.cli import one_sentence
+from stylenat_hub.errors import InputError, WeightsError
+from stylenat_hub.files import check_folder, user_path, whole_folder
+from stylenat_hub.weights import file_names, system_errors
+
+# What an export leaves in its folder; the first is in every one.
+RESULT = (
+    "training.json",
+    "model_index.json",
+    *(
+        f"{part}/{name}"
+        for part in ("generator", "discriminator")
+        for name in ("config.json", file_names(None)[0])
+    ),
+)
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def export(
+    source: str | Path,
+    output: str | Path,
+    *,
+    weights: str = "average",
+    dtype: str = "float32",
+    skip_discriminator: bool = False,
+    overwrite: bool = False,
+    push_to_hub: str | None = None,
+    private: bool = False,
+) -> Path:
+    """Write the pipeline folder of a checkpoint, whole or not at all. Returns the checkpoint's folder.
+
+    source: a run's folder (its newest whole checkpoint) or a checkpoint. weights: "average" (the averaged
+    generator) or "generator". dtype: what the weights are rounded to. skip_discriminator: without it nobody
+    can fine-tune from the result as well as with it. push_to_hub: also upload the folder to this repository.
+
+    Raises `InputError`, `WeightsError`: one sentence; nothing is written then.
+    """
+    import torch
+
+    from stylenat_hub import hub
+    from stylenat_hub.pipeline import GANPipeline
+    from training.checkpoints import find_checkpoint, restore_model
+    from training.recipes import Recipe
+    from training.setup import stored_players
+
+    if weights not in ("average", "generator"):
+        raise InputError(f"weights is {weights!r}; allowed: average, generator")
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
+    check_folder(output, overwrite=RESULT if overwrite else None)
+    checkpoint = find_checkpoint(user_path(source))
+    players = stored_players(Recipe.from_dict(checkpoint.state["recipe"]), checkpoint.state)
+    restore_model(players.average, checkpoint.tensors[weights], weights)
+    restore_model(players.discriminator, checkpoint.tensors["discriminator"], "discriminator")
+    generator = players.average
+    if weights == "generator":
+        generator.estimate_w_avg()
+    kind = getattr(torch, dtype)
+    _check_fits(generator, kind, dtype)
+    allowed = RESULT if overwrite else None
+    with whole_folder(output, overwrite=allowed) as folder, system_errors():
+        GANPipeline(generator=generator.to(kind)).save_pretrained(folder)
+        if not skip_discriminator:
+            _check_fits(players.discriminator, kind, dtype)
+            players.discriminator.to(kind).save_pretrained(folder / "discriminator")
+        record = json.dumps(_record(checkpoint.state, weights, dtype), indent=2) + "\n"
+        (folder / RESULT[0]).write_text(record, encoding="utf-8")
+        _check_reload(hub.load_generator(folder, dtype=kind), generator)
+    if push_to_hub:
+        _push(push_to_hub, user_path(output), private)
+    return checkpoint.path
+
+
+def _check_fits(model: Any, kind: Any, name: str) -> None:
+    """float16 ends at 65,504: refuse to turn a larger weight into infinity."""
+    lost = [key for key, value in model.state_dict().items() if not bool(value.to(kind).isfinite().all())]
+    if lost:
+        raise WeightsError(f"{lost[0]!r} has values that {name} cannot hold; export as bfloat16 or float32")
+
+
+def _check_reload(reloaded: Any, model: Any) -> None:
+    before, after = model.state_dict(), reloaded.state_dict()
+    if before.keys() != after.keys() or not all(bool((before[k] == after[k]).all()) for k in before):
+        raise WeightsError("what was written reloads to other weights, so it was dropped; please report this")
+
+
+def _record(state: dict[str, Any], weights: str, dtype: str) -> dict[str, Any]:
+    kept = ("images", "recipe", "seconds", "processes", "data", "started_from", "versions")
+    return {**{name: state[name] for name in kept}, "weights": weights, "dtype": dtype}
+
+
+def _push(repository: str, folder: Path, private: bool) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    api = HfApi()
+    try:
+        name = api.create_repo(repository, private=private, exist_ok=True).repo_id
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload pipeline")
+    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
+        raise InputError(
+            f"the folder {str(folder)!r} is written, but the upload to {repository!r} failed "
+            f"({' '.join(str(error).split())}); log in with `hf auth login`, then `hf upload {repository} "
+            f"{folder}`"
+        ) from error
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or one of its checkpoints.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")],
+    weights: Annotated[str, typer.Option(help="average (of the run's weights) or generator.")] = "average",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    skip_discriminator: Annotated[bool, typer.Option("--skip-discriminator", help="Leave it out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+    push_to_hub: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="Upload it too.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Of a new repository on the Hub.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Turn a checkpoint of a run into a folder that `GANPipeline.from_pretrained` reads."""
+    with one_sentence(debug, "interrupted; nothing was written"):
+        path = export(
+            source,
+            output,
+            weights=weights,
+            dtype=dtype,
+            skip_discriminator=skip_discriminator,
+            overwrite=overwrite,
+            push_to_hub=push_to_hub,
+            private=private,
+        )
+        typer.echo(f"wrote {output} from {path.name}; try: stylenat generate {output} --grid")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,332 @@
+"""The training loop: batches in, checkpoints, logs and pictures out, until done or asked to stop.
+
+Everything random follows from the recipe's seed and the number of images seen (`randomness.py`), so a run
+that was stopped and resumed is, on the same machine, the uninterrupted run to the bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from stylenat_hub import attention
+from stylenat_hub.errors import InputError, TrainingError
+from stylenat_hub.pipeline import GANPipeline
+from training import checkpoints
+from training.augment import Consistency, adjust_ada, make_augmentation, take
+from training.monitor import Metric, Monitor
+from training.randomness import shard_rows, stream
+from training.recipes import Recipe
+from training.steps import Game, Players, Shard
+
+_PURPOSES = ("real", "fake", "generator")  # where the augmentation in front of the discriminator acts
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How often things happen, in images; 0 is never. log_every: in steps.
+
+    stop_at: images after which this call ends with a checkpoint, while the recipe's schedule stays as it is.
+    checkpoints_total_limit: how many are kept, None: all. samples: pictures in a grid.
+    """
+
+    log_every: int = 20
+    checkpoint_every: int = 50_000
+    checkpoints_total_limit: int | None = None
+    sample_every: int = 20_000
+    samples: int = 64
+    metric_every: int = 50_000
+    stop_at: int | None = None
+
+
+class Trainer:
+    """One run. Every process makes one, with the same arguments.
+
+    players: on the accelerator's device. output: the run's folder. facts: plain data for `state.json`
+    (configs, where weights came from, the data's fingerprint). metric: of the averaged generator.
+    accumulate: forward and backward passes per step and process. compiled: draw through torch.compile.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        players: Players,
+        accelerator: Accelerator,
+        output: Path,
+        *,
+        schedule: Schedule | None = None,
+        facts: dict[str, Any] | None = None,
+        metric: Metric | None = None,
+        accumulate: int = 1,
+        compiled: bool = False,
+    ) -> None:
+        self.recipe, self.players, self.accelerator, self.output = recipe, players, accelerator, output
+        self.schedule, self.facts, self.metric = schedule or Schedule(), facts or {}, metric
+        self.accumulate = accumulate
+        self.images, self.seconds, self.strength = 0, 0.0, 0.0 if recipe.augment == "ada" else 1.0
+        self.saved: Path | None = None
+        config = players.generator.config
+        self.mean = torch.tensor(config["image_mean"], device=accelerator.device).view(3, 1, 1)
+        self.std = torch.tensor(config["image_std"], device=accelerator.device).view(3, 1, 1)
+        self.consistency = Consistency(recipe.bcr_policy) if recipe.bcr_real or recipe.bcr_fake else None
+        self.augment = _augmentation(recipe, config)
+        if compiled:
+            attention.keep_out_of_compilation()
+        several = accelerator.num_processes > 1
+        self.game = Game(
+            recipe,
+            players,
+            reduce=(lambda tensor: accelerator.reduce(tensor, "mean")) if several else None,
+            autocast=accelerator.autocast,
+            consistency=self.consistency,
+            augment=self.augment,
+            draw=torch.compile(players.generator, dynamic=False) if compiled else None,
+            scaled=accelerator.mixed_precision == "fp16",
+        )
+        self.rows = self._my_rows()
+        self.monitor: Monitor | None = None
+        self._signal: int | None = None
+
+    @property
+    def flat_rows(self) -> list[int]:
+        """The rows of each batch that this process needs, in the order in which it expects them."""
+        return [row for rows in self.rows for row in rows]
+
+    def _my_rows(self) -> list[list[int]]:
+        """Per forward and backward pass the rows of the batch that this process computes."""
+        shards = self.accelerator.num_processes * self.accumulate
+        group = self.players.discriminator.config.get("stddev_group", 1)
+        first = self.accelerator.process_index * self.accumulate
+        return [shard_rows(self.recipe.batch, group, shards, first + i) for i in range(self.accumulate)]
+
+    def shards(self, pictures: torch.Tensor) -> list[Shard]:
+        """The shards of the next step from this process's uint8 pictures [B', 3, R, R]."""
+        recipe, device = self.recipe, self.accelerator.device
+        real = (pictures.to(device, non_blocking=True).float() / 255 - self.mean) / self.std
+        z_dim = self.players.generator.z_dim
+        latents = {
+            purpose: torch.randn(recipe.batch, z_dim, generator=stream(recipe.seed, purpose, self.images))
+            for purpose in ("z_d", "z_g")
+        }
+        draws = self._draws()
+        shards = []
+        for part, rows in zip(real.split([len(rows) for rows in self.rows]), self.rows, strict=True):
+            own = {name: latent[rows].to(device) for name, latent in latents.items()}
+            shards.append(Shard(part, **own, draws={name: take(d, rows) for name, d in draws.items()}))
+        return shards
+
+    def _draws(self) -> dict[str, Any]:
+        """The augmentations' random numbers for the whole batch of all processes."""
+        recipe, draws = self.recipe, {}
+        if self.consistency is not None:
+            for purpose in ("bcr_real", "bcr_fake"):
+                source = stream(recipe.seed, purpose, self.images)
+                draws[purpose] = self.consistency.draw(recipe.batch, source)
+        if self.augment is not None:
+            for purpose in _PURPOSES:
+                source = stream(recipe.seed, f"augment_{purpose}", self.images)
+                draws[purpose] = self.augment.draw(recipe.batch, source, self.strength)
+        return draws
+
+    def run(self, batches: Iterable[torch.Tensor]) -> str:
+        """Train on uint8 pictures of `flat_rows`, batch after batch, from `images` on. Returns why it ended.
+
+        Raises:
+            TrainingError: losses or weights are not finite; it names the last good checkpoint.
+            InputError: the system refuses to write.
+        """
+        end = min(self.recipe.images, self.schedule.stop_at or self.recipe.images)
+        self.monitor = Monitor(
+            self.output, self.accelerator, images=self.images, total=end, seconds=self.seconds
+        )
+        with self._signals(), contextlib.closing(self.monitor):
+            batches = iter(batches)
+            while self.images < end:
+                self.step(next(batches))
+                if self._asked_to_stop():
+                    self._finish()
+                    return f"stopped by {signal.Signals(self._signal or signal.SIGTERM).name}"
+            self._finish()
+        return "finished" if self.images >= self.recipe.images else "stopped at the asked number of images"
+
+    def step(self, pictures: torch.Tensor) -> None:
+        """One step and whatever is due after it."""
+        number = self.images // self.recipe.batch
+        penalise = number % self.recipe.penalty_every == 0
+        scalars = self.game.step(self.shards(pictures), self.images, penalise=penalise)
+        self.images += self.recipe.batch
+        if self.recipe.augment == "ada":
+            sign = float(self.accelerator.reduce(scalars["d_sign"], "mean"))
+            self.strength = adjust_ada(
+                self.strength, sign, self.recipe.batch, self.recipe.ada_target, self.recipe.ada_speed
+            )
+        assert self.monitor is not None
+        self.monitor.add(scalars, self.images)
+        if number % self.schedule.log_every == self.schedule.log_every - 1:
+            self._log()
+        if self._due(self.schedule.sample_every):
+            self._on_main(self._sample)
+        if self.metric is not None and self._due(self.schedule.metric_every):
+            self._on_main(self._measure)
+        if self._due(self.schedule.checkpoint_every):
+            self.save()
+
+    def _due(self, every: int) -> bool:
+        """Has this step passed a multiple of `every` images?"""
+        return every > 0 and self.images // every > (self.images - self.recipe.batch) // every
+
+    def _log(self) -> None:
+        assert self.monitor is not None
+        factor = self.recipe.rate_factor(self.images)
+        extra = {"g_lr": self.recipe.g_lr * factor, "d_lr": self.recipe.d_lr * self.recipe.lazy * factor}
+        if self.recipe.augment == "ada":
+            extra["ada_strength"] = self.strength
+        row = self.monitor.flush(self.images, extra)
+        wrong = [name for name in ("d_loss", "g_loss", "r1", "r2") if not _finite(row.get(name, 0.0))]
+        if wrong:
+            raise TrainingError(self._diverged(f"{wrong[0]} is {row[wrong[0]]}"))
+
+    def _diverged(self, what: str) -> str:
+        good = f"the last good checkpoint is {self.saved}" if self.saved else "there is no checkpoint yet"
+        return (
+            f"the training diverged before {self.images:,} images: {what}; {good}; resume from it with lower "
+            "--set d_lr=... g_lr=..., a higher r1, or without --mixed-precision"
+        )
+
+    def _on_main(self, work: Callable[[], None]) -> None:
+        if self.accelerator.is_main_process:
+            work()
+        self.accelerator.wait_for_everyone()
+
+    def _pipeline(self) -> GANPipeline:
+        self.players.average.estimate_w_avg()
+        pipeline = GANPipeline(generator=self.players.average)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def _sample(self) -> None:
+        assert self.monitor is not None
+        self.monitor.grid(self._pipeline(), self.images, self.schedule.samples)
+
+    def _measure(self) -> None:
+        assert self.monitor is not None and self.metric is not None
+        row = dict(self.metric(self.players.average))
+        self.monitor.write(self.images, row)
+        self.monitor.say(
+            f"{self.images:,} images: " + ", ".join(f"{name} {value:.2f}" for name, value in row.items())
+        )
+
+    def _finish(self) -> None:
+        if self.monitor is not None and self.monitor.sums:
+            self._log()
+        self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint, unless one of this very state is there. Called by all processes together."""
+        self._check_weights()
+        final = self.output / checkpoints.FOLDER / checkpoints.checkpoint_name(self.images)
+        if self.saved == final:
+            return
+        generators = self.accelerator.gather(_random_state()[None].to(self.accelerator.device)).cpu()
+        if self.accelerator.is_main_process:
+            self.players.average.estimate_w_avg()
+            checkpoints.save_checkpoint(self.output, self.images, self._tensors(generators), self._state())
+            checkpoints.remove_old(self.output, self.schedule.checkpoints_total_limit)
+        self.accelerator.wait_for_everyone()
+        self.saved = final
+
+    def _check_weights(self) -> None:
+        for name, model in vars(self.players).items():
+            if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+                raise TrainingError(self._diverged(f"weights of the {name} are not finite"))
+
+    def _tensors(self, generators: torch.Tensor) -> dict[str, checkpoints.Tensors]:
+        players, game = self.players, self.game
+        return {
+            **{name: model.state_dict() for name, model in vars(players).items()},
+            "g_optimizer": checkpoints.optimizer_tensors(game.g_optimizer, players.generator),
+            "d_optimizer": checkpoints.optimizer_tensors(game.d_optimizer, players.discriminator),
+            "rng": {f"process{i}": state for i, state in enumerate(generators)},
+        }
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.to_dict(),
+            "seconds": self.monitor.elapsed() if self.monitor else self.seconds,
+            "ada_strength": self.strength,
+            "processes": self.accelerator.num_processes,
+            "scalers": {"g": self.game.g_scaler.state_dict(), "d": self.game.d_scaler.state_dict()},
+            **self.facts,
+        }
+
+    def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
+        """Go on from a checkpoint. Raises `WeightsError` if it does not fit these networks."""
+        state, tensors = checkpoint.state, checkpoint.tensors
+        for name, model in vars(self.players).items():
+            checkpoints.restore_model(model, tensors[name], name)
+        game = self.game
+        checkpoints.restore_optimizer(game.g_optimizer, self.players.generator, tensors["g_optimizer"])
+        checkpoints.restore_optimizer(game.d_optimizer, self.players.discriminator, tensors["d_optimizer"])
+        for scaler, name in ((game.g_scaler, "g"), (game.d_scaler, "d")):
+            if scaler.is_enabled() and state["scalers"][name]:
+                scaler.load_state_dict(state["scalers"][name])
+        own = tensors["rng"].get(f"process{self.accelerator.process_index}")
+        if own is not None:  # with more processes than before the new ones keep their fresh generators
+            torch.set_rng_state(own)
+        self.images, self.seconds = state["images"], state["seconds"]
+        self.strength, self.saved = state["ada_strength"], checkpoint.path
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Let the step in progress end after SIGINT or SIGTERM; a second one interrupts at once."""
+
+        def remember(number: int, _frame: Any) -> None:
+            if self._signal is not None:
+                raise KeyboardInterrupt
+            self._signal = number
+            if self.monitor is not None:
+                self.monitor.say(f"{signal.Signals(number).name}: saving a checkpoint after this step")
+
+        before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _asked_to_stop(self) -> bool:
+        """Did any process get a signal? All must agree, because all save together."""
+        asked = self._signal is not None
+        if self.accelerator.num_processes == 1:
+            return asked
+        flag = torch.tensor(float(asked), device=self.accelerator.device)
+        return float(self.accelerator.reduce(flag, "sum")) > 0
+
+
+def _augmentation(recipe: Recipe, config: Any) -> Any:
+    if recipe.augment == "none":
+        return None
+    return make_augmentation(recipe.augment, config["image_mean"], config["image_std"])
+
+
+def _random_state() -> torch.Tensor:
+    return torch.get_rng_state()
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")
+
+
+def check_output(output: Path, resuming: bool) -> None:
+    """Raise `InputError` if the folder holds a run that this one would mix with."""
+    if not resuming and checkpoints.list_checkpoints(output):
+        raise InputError(
+            f"{str(output)!r} already holds a run; go on with it by --resume latest, or name another --output"
+        )

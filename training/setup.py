@@ -1,0 +1,123 @@
+"""From a recipe, or from trained weights, to the networks of a run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from stylenat_hub import hub
+from stylenat_hub.errors import ConfigError, InputError, WeightsError
+from stylenat_hub.models.family import Family
+from stylenat_hub.registry import FAMILIES
+from training.recipes import Recipe
+from training.steps import Players
+
+
+def new_players(recipe: Recipe) -> Players:
+    """The recipe's networks with random weights, which follow from its seed.
+
+    Raises `ConfigError` for a family or shape that is not in this version.
+    """
+    if recipe.family not in FAMILIES:
+        raise ConfigError(
+            f"the recipe is for the family {recipe.family!r}, which this version does not have; there are: "
+            f"{', '.join(FAMILIES)}"
+        )
+    family = FAMILIES[recipe.family]
+    torch.manual_seed(recipe.seed)
+    generator = family.generator(family.config.preset(recipe.shape, **recipe.generator))
+    return _players(generator, new_discriminator(family, recipe), recipe)
+
+
+def new_discriminator(family: Family, recipe: Recipe) -> Any:
+    config = family.discriminator.config_class
+    return family.discriminator(config.preset(recipe.shape, **recipe.discriminator))
+
+
+def trained_players(recipe: Recipe, source: str, discriminator: str | None = None) -> tuple[Players, str]:
+    """The networks to fine-tune, and one line on where they come from.
+
+    source: zoo name, folder or Hub id of a pipeline or a generator. discriminator: the same for the
+    discriminator; by default that of `source`, or where it has none, a new one of random weights.
+
+    Raises what `from_pretrained` raises; `InputError` if the two do not fit each other.
+    """
+    generator = hub.load_generator(source)
+    family = next(f for f in FAMILIES.values() if isinstance(generator, f.generator))
+    torch.manual_seed(recipe.seed)
+    said = f"the generator of {source!r}"
+    try:
+        judge = family.discriminator.from_pretrained(discriminator or source)
+        said += f", the discriminator of {discriminator!r}" if discriminator else " with its discriminator"
+    except (WeightsError, ConfigError):
+        if discriminator or _has_discriminator(source):
+            raise
+        judge = _matching_discriminator(family, recipe, generator.resolution, source)
+        said += ", a new discriminator of random weights (expect worse pictures at first; --discriminator)"
+    if judge.resolution != generator.resolution:
+        raise InputError(
+            f"the discriminator is for {judge.resolution} px and the generator of {source!r} for "
+            f"{generator.resolution} px; give a discriminator of {generator.resolution} px"
+        )
+    return _players(generator, judge, recipe), said
+
+
+def _has_discriminator(source: str) -> bool:
+    try:
+        hub.locate(source, component="discriminator")
+    except WeightsError:
+        return False
+    return True
+
+
+def _matching_discriminator(family: Family, recipe: Recipe, resolution: int, source: str) -> Any:
+    """A new discriminator for a generator that came without: the recipe's shape, or any preset that fits."""
+    presets: Mapping[str, Mapping[str, Any]] = family.discriminator.config_class.presets
+    fitting = [name for name, preset in presets.items() if preset["resolution"] == resolution]
+    name = recipe.shape if recipe.shape in fitting else next(iter(fitting), None)
+    if name is None:
+        raise InputError(
+            f"{source!r} has no discriminator, and no preset has one for {resolution} px; name one with "
+            "--discriminator"
+        )
+    return family.discriminator(family.discriminator.config_class.preset(name, **recipe.discriminator))
+
+
+def _players(generator: Any, discriminator: Any, recipe: Recipe) -> Players:
+    if generator.resolution != discriminator.resolution:
+        raise ConfigError(
+            f"the recipe's generator makes {generator.resolution} px and its discriminator reads "
+            f"{discriminator.resolution} px; allowed: equal resolutions"
+        )
+    average = copy.deepcopy(generator).eval().requires_grad_(False)
+    generator.train().requires_grad_(True)
+    discriminator.train().requires_grad_(True)
+    for part in discriminator.finest_parts(recipe.freeze_d):
+        part.requires_grad_(False)
+    return Players(generator, discriminator, average)
+
+
+def stored_players(recipe: Recipe, facts: Mapping[str, Any]) -> Players:
+    """The networks of a checkpoint, whose weights are still to be copied in. facts: its `state.json`."""
+    family = FAMILIES.get(facts["family"])
+    if family is None:
+        raise ConfigError(
+            f"the checkpoint is of the family {facts['family']!r}, which is not in this version"
+        )
+    torch.manual_seed(recipe.seed)
+    generator = family.generator(family.config.from_dict(facts["generator"]))
+    judge = family.discriminator(family.discriminator.config_class.from_dict(facts["discriminator"]))
+    return _players(generator, judge, recipe)
+
+
+def facts_of(players: Players) -> dict[str, Any]:
+    """What `stored_players` needs, as plain data."""
+    family = next(f for f in FAMILIES.values() if isinstance(players.generator, f.generator))
+    return {
+        "family": family.name,
+        "generator": players.generator.typed_config.to_dict(),
+        "discriminator": players.discriminator.typed_config.to_dict(),
+    }

@@ -1,0 +1,271 @@
+"""Train a generator from scratch, or fine-tune one, on one CPU, one GPU or many machines.
+
+    accelerate launch -m training.train --preset tiny --data church.zip --output runs/tiny
+    accelerate launch -m training.train --preset fine-tune --from my-church --data snow.zip --output runs/s
+
+`train` does the work and can be imported; `python -m training.train` is the same with one process.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    # Before all other imports, so that Ctrl-C during them is one line too. It never returns.
+    from stylenat_hub.signals import caught
+
+    with caught("interrupted; nothing was written"):
+        from training.cli import main
+
+        main()
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, broadcast, set_seed
+
+import stylenat_hub
+from stylenat_hub.errors import ConfigError, InputError
+from stylenat_hub.files import check_writable, user_path
+from training import checkpoints
+from training.data import Pictures, ShardSampler, check_source, loader
+from training.evaluate import sliced_wasserstein_metric
+from training.loop import Schedule, Trainer, check_output
+from training.recipes import Recipe
+from training.setup import facts_of, new_players, stored_players, trained_players
+from training.sources import Source, open_source
+
+TRACKERS = ("tensorboard", "wandb", "none")
+METRICS = ("swd", "none")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What changes how a run is computed and watched, and not what it learns.
+
+    mixed_precision: "no", "bf16", "fp16", or None for what `accelerate launch` says. workers: processes that
+    read pictures. metric_images: pictures of each set that the metric compares. eval_data: pictures that the
+    metric compares with; by default the training data.
+    """
+
+    schedule: Schedule = field(default_factory=Schedule)
+    mixed_precision: str | None = None
+    accumulate: int = 1
+    gradient_checkpointing: bool = False
+    compiled: bool = False
+    workers: int = 2
+    strict_data: bool = False
+    allow_upscaling: bool = False
+    accept_changed_data: bool = False
+    tracker: str = "tensorboard"
+    metric: str = "swd"
+    metric_images: int = 1_000
+    eval_data: str | None = None
+
+
+def train(
+    recipe: Recipe,
+    data: str,
+    output: str | Path,
+    *,
+    source: str | None = None,
+    discriminator: str | None = None,
+    resume: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    options: Options | None = None,
+) -> tuple[str, Path]:
+    """Run the training. Returns why it ended, and its last checkpoint.
+
+    recipe: what to learn; with `resume` the checkpoint's own recipe counts, and of `overrides` (what the user
+    asked for) only `images` and `decay_start` may differ from it. data: see `sources.open_source`. output:
+    the run's folder. source, discriminator: trained weights to start from, see `setup.trained_players`.
+    resume: "latest", "auto" (latest if there is one), or a checkpoint's folder.
+
+    Raises `StyleNATHubError`s, each one sentence.
+    """
+    options = options or Options()
+    output = user_path(output)
+    check_writable(output)
+    checkpoint = _checkpoint(output, resume)
+    check_output(output, resuming=checkpoint is not None)
+    accelerator = _accelerator(output, options)
+    if checkpoint is not None:
+        recipe = _resumed_recipe(checkpoint, overrides or {})
+        players = stored_players(recipe, checkpoint.state)
+        said = f"going on from {checkpoint.path.name}"
+    elif source is not None:
+        players, said = trained_players(recipe, source, discriminator)
+        said = f"starting from {said}"
+    else:
+        players, said = new_players(recipe), "starting from random weights"
+    pictures = _pictures(data, players.generator.resolution, recipe, options)
+    facts = {
+        **facts_of(players),
+        "data": {"fingerprint": pictures.source.fingerprint, "pictures": len(pictures.source)},
+        "started_from": checkpoint.state["started_from"] if checkpoint else source,
+        "versions": {"stylenat_hub": stylenat_hub.__version__, "torch": torch.__version__},
+    }
+    _check_space(output, players)
+    if checkpoint is not None and not options.accept_changed_data:
+        _check_same_data(checkpoint, facts["data"])
+    for model in vars(players).values():
+        model.to(accelerator.device)
+    _agree(players)
+    if options.gradient_checkpointing:
+        players.generator.enable_gradient_checkpointing()
+    trainer = Trainer(
+        recipe,
+        players,
+        accelerator,
+        output,
+        schedule=options.schedule,
+        facts=facts,
+        metric=_metric(options, pictures, players.generator.resolution),
+        accumulate=options.accumulate,
+        compiled=options.compiled,
+    )
+    set_seed(recipe.seed, device_specific=True)  # for what draws outside of `randomness`: nothing of ours
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    if accelerator.is_main_process:
+        checkpoints.remove_unfinished(output)
+        _print_start(said, trainer, pictures)
+    sampler = ShardSampler(trainer.images, recipe.batch, trainer.flat_rows)
+    batches = loader(pictures, sampler, options.workers, accelerator.device.type == "cuda")
+    _start_tracker(accelerator, recipe, options)
+    try:
+        why = trainer.run(batches)
+    finally:
+        accelerator.end_training()
+    accelerator.print(f"{why}; the last checkpoint is {trainer.saved}", flush=True)
+    return why, trainer.saved
+
+
+def _accelerator(output: Path, options: Options) -> Accelerator:
+    if options.tracker not in TRACKERS:
+        raise InputError(f"the tracker is {options.tracker!r}; allowed: {', '.join(TRACKERS)}")
+    _check_tracker(options.tracker)
+    precision = options.mixed_precision
+    if precision not in (None, "no", "bf16", "fp16"):
+        raise InputError(f"mixed_precision is {precision!r}; allowed: no, bf16, fp16")
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            log_with=None if options.tracker == "none" else options.tracker,
+            project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
+        )
+    except ValueError as error:  # a precision that the device lacks, or a second one in the same process
+        raise InputError(f"accelerate cannot start: {error}") from error
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError("float16 has too small a range on a CPU; use --mixed-precision bf16 or no")
+    return accelerator
+
+
+def _check_tracker(name: str) -> None:
+    if name == "none":
+        return
+    from accelerate.utils import is_tensorboard_available, is_wandb_available
+
+    there = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+    if not there[name]():
+        raise InputError(
+            f"the tracker {name!r} is not installed; install it (pip install {name}), or pass --tracker "
+            "none: metrics.jsonl is written in any case"
+        )
+
+
+def _start_tracker(accelerator: Accelerator, recipe: Recipe, options: Options) -> None:
+    if options.tracker != "none":
+        plain = {
+            name: value if isinstance(value, (int, float, str, bool)) else str(value)
+            for name, value in recipe.to_dict().items()
+        }
+        accelerator.init_trackers("stylenat_hub", plain)
+
+
+def _checkpoint(output: Path, resume: str | None) -> checkpoints.Checkpoint | None:
+    if resume is None or (resume == "auto" and not checkpoints.list_checkpoints(output)):
+        return None
+    return checkpoints.find_checkpoint(output, "latest" if resume == "auto" else resume)
+
+
+def _resumed_recipe(checkpoint: checkpoints.Checkpoint, overrides: Mapping[str, Any]) -> Recipe:
+    """The checkpoint's recipe, with a new length if one is asked for."""
+    own = Recipe.from_dict(checkpoint.state["recipe"])
+    asked = replace(own, **overrides)
+    for name in overrides:
+        if name not in ("images", "decay_start") and getattr(asked, name) != getattr(own, name):
+            raise ConfigError(
+                f"the run in {str(checkpoint.path)!r} has {name} = {getattr(own, name)!r}, not "
+                f"{getattr(asked, name)!r}; leave it out to go on, or start a new run from an export with "
+                "--from"
+            )
+    return asked
+
+
+def _pictures(data: str, resolution: int, recipe: Recipe, options: Options) -> Pictures:
+    source = open_source(data)
+    check_source(source, resolution, options.allow_upscaling)
+    return Pictures(
+        source,
+        resolution,
+        flip=recipe.flip,
+        seed=recipe.seed,
+        strict=options.strict_data,
+        allow_upscaling=options.allow_upscaling,
+    )
+
+
+def _check_same_data(checkpoint: checkpoints.Checkpoint, data: Mapping[str, Any]) -> None:
+    before = checkpoint.state["data"]
+    if before["fingerprint"] != data["fingerprint"]:
+        raise InputError(
+            f"the data has changed since the checkpoint ({before['pictures']} pictures then, "
+            f"{data['pictures']} now, other names or sizes); give the same data, or add --accept-changed-data"
+        )
+
+
+def _check_space(output: Path, players: Any) -> None:
+    """Raise `InputError` if not even one checkpoint fits the disk, before hours are spent."""
+    needed = checkpoints.required_bytes(vars(players))
+    nearest = next(path for path in (output, *output.parents) if path.exists())
+    free = shutil.disk_usage(nearest).free
+    if free < needed:
+        raise InputError(
+            f"the disk of {str(output)!r} has {free / 2**20:,.0f} MiB free, and a checkpoint takes about "
+            f"{needed / 2**20:,.0f} MiB; free some space or name another --output"
+        )
+
+
+@torch.no_grad()
+def _agree(players: Any) -> None:
+    """Give all processes the weights of the first one, which matters if machines differ."""
+    for model in vars(players).values():
+        for tensor in model.state_dict().values():
+            tensor.copy_(broadcast(tensor))
+
+
+def _metric(options: Options, pictures: Pictures, resolution: int) -> Any:
+    if options.metric not in METRICS:
+        raise InputError(f"the metric is {options.metric!r}; allowed: {', '.join(METRICS)}")
+    if options.metric == "none" or not options.schedule.metric_every:
+        return None
+    source: Source = open_source(options.eval_data) if options.eval_data else pictures.source
+    return sliced_wasserstein_metric(source, resolution, options.metric_images, options.allow_upscaling)
+
+
+def _print_start(said: str, trainer: Trainer, pictures: Pictures) -> None:
+    recipe, players = trainer.recipe, trainer.players
+    sizes = [
+        sum(p.numel() for p in model.parameters()) for model in (players.generator, players.discriminator)
+    ]
+    print(
+        f"{said}; {players.generator.resolution} px, generator {sizes[0]:,} and discriminator {sizes[1]:,} "
+        f"parameters; {len(pictures.source):,} pictures; batch {recipe.batch} on "
+        f"{trainer.accelerator.num_processes} process(es), {trainer.accelerator.device.type}, precision "
+        f"{trainer.accelerator.mixed_precision}; image {trainer.images:,} of {recipe.images:,}",
+        flush=True,
+    )
