@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -247,11 +248,41 @@ def test_bad_folders_and_settings_are_one_sentence(tmp_path, data, monkeypatch):
     wrong(*start, tmp_path, says="MiB free, and a checkpoint takes about")
 
 
+def test_a_broken_picture_that_ends_the_run_saves_first(tmp_path, data):
+    with zipfile.ZipFile(tmp_path / "mixed.zip", "w") as mixed, zipfile.ZipFile(data) as good:
+        for i, name in enumerate(good.namelist()):
+            mixed.writestr(name, good.read(name) if i != 30 else b"no picture")
+    broken = good.namelist()[30]
+    start = ["--preset", "tiny", "--data", tmp_path / "mixed.zip", "--output", tmp_path / "run", *FAST]
+    result = here(*start, "--strict-data", "--stop-at", "96")
+    assert result.exit_code == 1 and broken in result.output
+    saved = checkpoints.list_checkpoints(tmp_path / "run")
+    result = here(*start, "--resume", "auto", "--stop-at", "96")
+    assert result.exit_code == 0 and result.output.count(broken) == 1
+    assert saved and f"going on from {saved[-1].name}" in result.output
+
+
+def test_grids_and_scalars_reach_tensorboard(tmp_path, data):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    common = ["--preset", "tiny", "--data", data, "--output", tmp_path, *FAST, "--stop-at", "16"]
+    result = here(*common, "--tracker", "tensorboard", "--sample-every", "16", "--samples", "4")
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "logs" / "stylenat_hub"  # the recipe is in a folder of its own beside these
+    found = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    assert {"d_loss", "g_loss", "images_per_second"} <= set(found.Tags()["scalars"])
+    assert [event.step for event in found.Images("samples")] == [16]
+
+
 def test_resuming_refuses_another_run(tmp_path, data):
     start = ["--preset", "tiny", "--data", data, "--output", tmp_path, *FAST]
     assert here(*start, "--stop-at", "8").exit_code == 0
     wrong(*start, says="already holds a run; go on with it by --resume latest")
     wrong(*start, "--resume", "latest", "--set", "r1=5", says="has r1 = 1.0, not 5")
+    wrong(
+        *start, "--resume", "latest", "--preset", "toy-church", says="its shape is 'tiny', not 'toy-church'"
+    )
     other = tmp_path / "other.zip"
     write_churches(other, count=47, size=32, progress=False)
     changed = [*start[:3], other, *start[4:], "--resume", "latest", "--stop-at", "16"]
@@ -299,6 +330,8 @@ def test_fine_tuning_refuses_networks_that_do_not_fit(tmp_path, data):
         *FAST,
     ]
     wrong(*start, "--discriminator", tmp_path / "other", says="the discriminator is for 16 px")
+    wrong(*start, "--preset", "ffhq-256", says="the recipe is for 256 px, and")
+    wrong("--preset", "fine-tune", "--data", data, "--output", tmp_path / "t", says="name them with --from")
     shutil.rmtree(tmp_path / "m" / "discriminator")
     result = here(*start, "--stop-at", "16", "--preset", "tiny")
     assert result.exit_code == 0 and "a new discriminator of random weights" in result.output

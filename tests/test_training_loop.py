@@ -274,6 +274,10 @@ def test_every_recipe_is_valid_and_builds(name):
         with pytest.raises(ConfigError, match="the family 'hit', which this version does not have"):
             new_players(recipe)
         return
+    if recipe.shape is None:
+        with pytest.raises(ConfigError, match="this recipe is for trained weights: name them with --from"):
+            new_players(recipe)
+        return
     with torch.device("meta"):
         players = new_players(recipe)
     assert players.generator.resolution == players.discriminator.resolution

@@ -89,9 +89,10 @@ def benchmark(
     parts: dict[str, Callable[[], None]] = {"step": lambda: _step(game, shard)}
     if every > 1:
         parts["penalty"] = lambda: game.update_penalty([shard])
-    game.players.generator.gradient_checkpointing = False
+    game.players.generator.disable_gradient_checkpointing()
     replays = {name: _replay(_recorded(call)) for name, call in parts.items()}
-    game.players.generator.gradient_checkpointing = gradient_checkpointing
+    if gradient_checkpointing:
+        game.players.generator.enable_gradient_checkpointing()
     times: dict[str, list[float]] = {}
     for round_number in range(repeats + 1):
         for name, call in parts.items():
@@ -152,7 +153,8 @@ def _game(
     players = new_players(recipe)
     for model in vars(players).values():
         model.to(device)
-    players.generator.gradient_checkpointing = checkpointing
+    if checkpointing:
+        players.generator.enable_gradient_checkpointing()
     consistency = Consistency(recipe.bcr_policy)
     config, augment = players.generator.config, None
     if recipe.augment != "none":

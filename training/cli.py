@@ -41,7 +41,12 @@ def train(
         str, typer.Option(metavar="PATH", help="Pictures: a folder, a zip, an LMDB, or hf:ORG/NAME.")
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder.")],
-    preset: Annotated[str, typer.Option(metavar="NAME", help="Recipe; --list-presets shows all.")] = "tiny",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Recipe, see --list-presets; default: tiny, with --from fine-tune."
+        ),
+    ] = None,
     source: Annotated[
         str | None, typer.Option("--from", metavar="MODEL", help="Fine-tune: zoo name, folder or Hub id.")
     ] = None,
@@ -145,7 +150,7 @@ def train(
             eval_data=eval_data,
         )
         training.train(
-            recipes.Recipe.preset(preset, **overrides),
+            recipes.Recipe.preset(preset, **overrides) if preset else None,
             data,
             output,
             source=source,

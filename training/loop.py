@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from stylenat_hub import attention
-from stylenat_hub.errors import InputError, TrainingError
+from stylenat_hub.errors import InputError, StyleNATHubError, TrainingError
 from stylenat_hub.pipeline import GANPipeline
 from training import checkpoints
 from training.augment import Consistency, adjust_ada, make_augmentation, take
@@ -149,12 +149,22 @@ class Trainer:
         with self._signals(), contextlib.closing(self.monitor):
             batches = iter(batches)
             while self.images < end:
-                self.step(next(batches))
+                self.step(self._next(batches))
                 if self._asked_to_stop():
                     self._finish()
                     return f"stopped by {signal.Signals(self._signal or signal.SIGTERM).name}"
             self._finish()
         return "finished" if self.images >= self.recipe.images else "stopped at the asked number of images"
+
+    def _next(self, batches: Iterator[torch.Tensor]) -> torch.Tensor:
+        """The next pictures. If the data fails, what was learned so far is saved first; of several processes
+        only one may have noticed, and they save together or not at all."""
+        try:
+            return next(batches)
+        except StyleNATHubError:
+            if self.accelerator.num_processes == 1 and self.images > 0:
+                self._finish()
+            raise
 
     def step(self, pictures: torch.Tensor) -> None:
         """One step and whatever is due after it."""
@@ -234,7 +244,7 @@ class Trainer:
         final = self.output / checkpoints.FOLDER / checkpoints.checkpoint_name(self.images)
         if self.saved == final:
             return
-        generators = self.accelerator.gather(_random_state()[None].to(self.accelerator.device)).cpu()
+        generators = self._random_states()
         if self.accelerator.is_main_process:
             self.players.average.estimate_w_avg()
             checkpoints.save_checkpoint(self.output, self.images, self._tensors(generators), self._state())
@@ -247,13 +257,22 @@ class Trainer:
             if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
                 raise TrainingError(self._diverged(f"weights of the {name} are not finite"))
 
-    def _tensors(self, generators: torch.Tensor) -> dict[str, checkpoints.Tensors]:
+    def _random_states(self) -> checkpoints.Tensors:
+        """The states of torch's global generators of every process. Nothing here draws from them."""
+        device = self.accelerator.device
+        states = {"cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(device)
+        gathered = {kind: self.accelerator.gather(s[None].to(device)).cpu() for kind, s in states.items()}
+        return {f"{kind}{i}": state for kind, rows in gathered.items() for i, state in enumerate(rows)}
+
+    def _tensors(self, generators: checkpoints.Tensors) -> dict[str, checkpoints.Tensors]:
         players, game = self.players, self.game
         return {
             **{name: model.state_dict() for name, model in vars(players).items()},
             "g_optimizer": checkpoints.optimizer_tensors(game.g_optimizer, players.generator),
             "d_optimizer": checkpoints.optimizer_tensors(game.d_optimizer, players.discriminator),
-            "rng": {f"process{i}": state for i, state in enumerate(generators)},
+            "rng": generators,
         }
 
     def _state(self) -> dict[str, Any]:
@@ -277,9 +296,12 @@ class Trainer:
         for scaler, name in ((game.g_scaler, "g"), (game.d_scaler, "d")):
             if scaler.is_enabled() and state["scalers"][name]:
                 scaler.load_state_dict(state["scalers"][name])
-        own = tensors["rng"].get(f"process{self.accelerator.process_index}")
-        if own is not None:  # with more processes than before the new ones keep their fresh generators
-            torch.set_rng_state(own)
+        # With more processes than before, the new ones keep their fresh generators.
+        index, device = self.accelerator.process_index, self.accelerator.device
+        if f"cpu{index}" in tensors["rng"]:
+            torch.set_rng_state(tensors["rng"][f"cpu{index}"])
+        if f"cuda{index}" in tensors["rng"] and device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["rng"][f"cuda{index}"], device)
         self.images, self.seconds = state["images"], state["seconds"]
         self.strength, self.saved = state["ada_strength"], checkpoint.path
 
@@ -314,10 +336,6 @@ def _augmentation(recipe: Recipe, config: Any) -> Any:
     if recipe.augment == "none":
         return None
     return make_augmentation(recipe.augment, config["image_mean"], config["image_std"])
-
-
-def _random_state() -> torch.Tensor:
-    return torch.get_rng_state()
 
 
 def _finite(value: float) -> bool:

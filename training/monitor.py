@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
@@ -92,6 +93,11 @@ class Monitor:
                 sheet.add(picture)
         path = self.output / SAMPLES / f"images-{images:09d}.png"
         write_picture(sheet.image, path, {"images": str(images), "seeds": f"0-{count - 1}"})
+        for tracker in self.accelerator.trackers:
+            # Each in its own words; those that know no pictures go without.
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            if hasattr(tracker, "log_images"):
+                tracker.log_images({SAMPLES: np.asarray(sheet.image)[None]}, step=images, **layout)
         return path
 
     def say(self, text: str) -> None:

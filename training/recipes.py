@@ -124,7 +124,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # From trained weights to few pictures: augmentation for both networks, and the discriminator's finest
     # scale kept as it is (Freeze-D, arXiv 2002.10964).
     "fine-tune": {
-        "shape": "toy-church",
+        "shape": None,
         "batch": 16,
         "images": 100_000,
         "d_lr": 2e-4,
@@ -156,8 +156,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 class Recipe(ModelConfig):
     """What is learned, and how.
 
-    family, shape: a model family and its preset, for generator and discriminator alike. generator,
-    discriminator: single fields of their configs in place of the preset's. batch: pictures per step over all
+    family, shape: a model family and its preset, for generator and discriminator alike; without a shape the
+    recipe is for trained weights of any. generator, discriminator: single fields of their configs in place of
+    the preset's. batch: pictures per step over all
     processes. images: length of the training. d_lr, g_lr: Adam's rates; betas are (0, beta2). adam_eps:
     Adam's epsilon. decay_start: images after which the rates fall linearly, to 0 at `images`; None: never.
 
@@ -179,7 +180,7 @@ class Recipe(ModelConfig):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = RECIPES
 
-    shape: str
+    shape: str | None
     batch: int
     images: int
     d_lr: float
@@ -209,8 +210,8 @@ class Recipe(ModelConfig):
     ema_start: int = 0
 
     def validate(self) -> None:
-        for name in ("family", "shape"):
-            self.require(isinstance(getattr(self, name), str), name, "a name")
+        self.require(isinstance(self.family, str), "family", "a name")
+        self.require(self.shape is None or isinstance(self.shape, str), "shape", "a preset's name, or null")
         for name in ("generator", "discriminator"):
             self.require(isinstance(getattr(self, name), Mapping), name, "fields of the model's config")
         self.require_whole("batch", 1, 1 << 20)

@@ -27,6 +27,11 @@ def new_players(recipe: Recipe) -> Players:
             f"{', '.join(FAMILIES)}"
         )
     family = FAMILIES[recipe.family]
+    if recipe.shape is None:
+        raise ConfigError(
+            "this recipe is for trained weights: name them with --from, or take another preset to start from "
+            "random ones"
+        )
     torch.manual_seed(recipe.seed)
     generator = family.generator(family.config.preset(recipe.shape, **recipe.generator))
     return _players(generator, new_discriminator(family, recipe), recipe)
@@ -47,6 +52,7 @@ def trained_players(recipe: Recipe, source: str, discriminator: str | None = Non
     """
     generator = hub.load_generator(source)
     family = next(f for f in FAMILIES.values() if isinstance(generator, f.generator))
+    _check_shape(recipe, generator, family, source)
     torch.manual_seed(recipe.seed)
     said = f"the generator of {source!r}"
     try:
@@ -63,6 +69,18 @@ def trained_players(recipe: Recipe, source: str, discriminator: str | None = Non
             f"{generator.resolution} px; give a discriminator of {generator.resolution} px"
         )
     return _players(generator, judge, recipe), said
+
+
+def _check_shape(recipe: Recipe, generator: Any, family: Family, source: str) -> None:
+    """A recipe for one shape is for that resolution: its penalties and rates do not fit others."""
+    if recipe.shape is None:
+        return
+    wanted = family.config.preset(recipe.shape, **recipe.generator).resolution
+    if wanted != generator.resolution:
+        raise ConfigError(
+            f"the recipe is for {wanted} px, and {source!r} makes {generator.resolution} px; take a recipe "
+            "for that resolution, or --preset fine-tune, which is for any"
+        )
 
 
 def _has_discriminator(source: str) -> bool:

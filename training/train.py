@@ -67,7 +67,7 @@ class Options:
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | None,
     data: str,
     output: str | Path,
     *,
@@ -79,8 +79,9 @@ def train(
 ) -> tuple[str, Path]:
     """Run the training. Returns why it ended, and its last checkpoint.
 
-    recipe: what to learn; with `resume` the checkpoint's own recipe counts, and of `overrides` (what the user
-    asked for) only `images` and `decay_start` may differ from it. data: see `sources.open_source`. output:
+    recipe: what to learn; None takes `tiny`, or with `resume` the checkpoint's own, which counts in any case:
+    there a recipe of other networks is refused, and of `overrides` (single fields that the user asked for)
+    only `images` and `decay_start` may differ. data: see `sources.open_source`. output:
     the run's folder. source, discriminator: trained weights to start from, see `setup.trained_players`.
     resume: "latest", "auto" (latest if there is one), or a checkpoint's folder.
 
@@ -93,13 +94,15 @@ def train(
     check_output(output, resuming=checkpoint is not None)
     accelerator = _accelerator(output, options)
     if checkpoint is not None:
-        recipe = _resumed_recipe(checkpoint, overrides or {})
+        recipe = _resumed_recipe(checkpoint, recipe, overrides or {})
         players = stored_players(recipe, checkpoint.state)
         said = f"going on from {checkpoint.path.name}"
     elif source is not None:
+        recipe = recipe or Recipe.preset("fine-tune", **(overrides or {}))
         players, said = trained_players(recipe, source, discriminator)
         said = f"starting from {said}"
     else:
+        recipe = recipe or Recipe.preset("tiny", **(overrides or {}))
         players, said = new_players(recipe), "starting from random weights"
     pictures = _pictures(data, players.generator.resolution, recipe, options)
     facts = {
@@ -192,9 +195,17 @@ def _checkpoint(output: Path, resume: str | None) -> checkpoints.Checkpoint | No
     return checkpoints.find_checkpoint(output, "latest" if resume == "auto" else resume)
 
 
-def _resumed_recipe(checkpoint: checkpoints.Checkpoint, overrides: Mapping[str, Any]) -> Recipe:
+def _resumed_recipe(
+    checkpoint: checkpoints.Checkpoint, recipe: Recipe | None, overrides: Mapping[str, Any]
+) -> Recipe:
     """The checkpoint's recipe, with a new length if one is asked for."""
     own = Recipe.from_dict(checkpoint.state["recipe"])
+    for name in ("family", "shape", "generator", "discriminator") if recipe else ():
+        if getattr(recipe, name) != getattr(own, name):
+            raise ConfigError(
+                f"the run in {str(checkpoint.path)!r} is of another recipe: its {name} is "
+                f"{getattr(own, name)!r}, not {getattr(recipe, name)!r}; leave out --preset to go on with it"
+            )
     asked = replace(own, **overrides)
     for name in overrides:
         if name not in ("images", "decay_start") and getattr(asked, name) != getattr(own, name):
