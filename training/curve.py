@@ -1,0 +1,70 @@
+"""Curves of runs in one picture, from their metrics.jsonl.
+
+python -m training.curve runs/a runs/b --metric swd --output curve.png
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stylenat_hub.cli import one_sentence
+from stylenat_hub.errors import InputError
+from stylenat_hub.files import whole_file
+from training.monitor import LOG
+
+
+def read_curve(run: Path, metric: str) -> tuple[list[int], list[float]]:
+    """Images and values of a metric in a run's log. Raises `InputError` if it is not there."""
+    path = run / LOG if run.is_dir() else run
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {str(path)!r} ({error}); name the folder of a run") from error
+    found = [(row["images"], row[metric]) for row in rows if metric in row]
+    if not found:
+        there = ", ".join(sorted({name for row in rows for name in row}))
+        raise InputError(f"{str(path)!r} has no {metric!r}; it has: {there or 'nothing'}")
+    images, values = zip(*found, strict=True)
+    return list(images), list(values)
+
+
+def draw_curves(runs: list[Path], metric: str, output: Path) -> None:
+    """One line per run, named after its folder, as a PNG written whole or not at all."""
+    curves = {run.name: read_curve(run, metric) for run in runs}
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("curves need matplotlib: pip install matplotlib") from error
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, (images, values) in curves.items():
+        axes.plot(images, values, marker="o", markersize=3, label=name)
+    axes.set(xlabel="images seen", ylabel=metric)
+    axes.set_ylim(bottom=0 if min(min(values) for _, values in curves.values()) >= 0 else None)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with whole_file(output) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="PNG to write.")],
+    metric: Annotated[str, typer.Option(help="Name of a column of metrics.jsonl.")] = "swd",
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Draw a metric of several runs into one picture."""
+    with one_sentence(debug):
+        draw_curves(runs, metric, output)
+
+
+if __name__ == "__main__":
+    app()
