@@ -194,7 +194,9 @@ def test_export_gives_a_pipeline_to_draw_with_and_to_fine_tune_from(tmp_path, da
         *(*FAST, "--batch", "8", "--stop-at", "8", "--set", "g_lr=1e-12"),
     )
     assert tuned.exit_code == 0 and "with its discriminator" in tuned.output
-    start = checkpoints.load_checkpoint(tmp_path / "tuned" / "checkpoints" / "images-000000008").tensors
+    stored = checkpoints.load_checkpoint(tmp_path / "tuned" / "checkpoints" / "images-000000008")
+    assert stored.state["started_from"] == "model" and str(tmp_path) not in json.dumps(stored.state)
+    start = stored.tensors
     for key, value in start["generator"].items():
         torch.testing.assert_close(value, drawn[key], rtol=1e-6, atol=1e-9, equal_nan=True)
 

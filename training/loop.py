@@ -148,6 +148,8 @@ class Trainer:
         )
         with self._signals(), contextlib.closing(self.monitor):
             batches = iter(batches)
+            if self.metric is not None and self.schedule.metric_every and self.images == 0:
+                self._on_main(self._measure)  # of the untrained networks, or before fine-tuning
             while self.images < end:
                 self.step(self._next(batches))
                 if self._asked_to_stop():

@@ -108,7 +108,7 @@ def train(
     facts = {
         **facts_of(players),
         "data": {"fingerprint": pictures.source.fingerprint, "pictures": len(pictures.source)},
-        "started_from": checkpoint.state["started_from"] if checkpoint else source,
+        "started_from": checkpoint.state["started_from"] if checkpoint else _name_of(source),
         "versions": {"stylenat_hub": stylenat_hub.__version__, "torch": torch.__version__},
     }
     _check_space(output, players)
@@ -145,6 +145,13 @@ def train(
         accelerator.end_training()
     accelerator.print(f"{why}; the last checkpoint is {trainer.saved}", flush=True)
     return why, trainer.saved
+
+
+def _name_of(source: str | None) -> str | None:
+    """A model's name for the record: of a folder only the last part, not where somebody keeps their files."""
+    return (
+        Path(source).expanduser().resolve().name if source and Path(source).expanduser().is_dir() else source
+    )
 
 
 def _accelerator(output: Path, options: Options) -> Accelerator:
