@@ -19,7 +19,7 @@ from training.losses import (
     generator_nonsaturating,
     generator_relativistic,
     gradient_penalty,
-    lazy_r1,
+    weighted_penalty,
 )
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -85,7 +85,7 @@ def test_r1(mode):
     torch.testing.assert_close(logits, RECORDED[f"r1.{mode}.pred"], atol=2e-6, rtol=0)
     penalty = gradient_penalty(logits, images)
     torch.testing.assert_close(penalty, RECORDED[f"r1.{mode}.value"][0], rtol=1e-4, atol=0)
-    weighted = lazy_r1(penalty, weight=10, interval=16)
+    weighted = weighted_penalty(penalty, weight=10, interval=16)
     torch.testing.assert_close(weighted, RECORDED[f"r1.{mode}.weighted"][0], rtol=1e-4, atol=0)
     (penalty + 0 * logits.sum()).backward()  # the zero gives the last bias a gradient, as the original does
     assert_gradients(model, f"r1.{mode}.grad.", 1e-3)

@@ -7,6 +7,7 @@ import torch
 
 from stylenat_hub import attention, benchmark, create_model
 from stylenat_hub.errors import ConfigError, InputError, UnknownModelError
+from stylenat_hub.hub import builtin_models
 from stylenat_hub.models.base import Generator
 from stylenat_hub.registry import CHECKPOINTS, FAMILIES, find_checkpoint, list_models
 
@@ -138,7 +139,7 @@ def test_level_rows_account_for_the_parameters(generator):
 
 def test_every_checkpoint_can_be_built_in_its_size():
     for checkpoint in CHECKPOINTS.values():
-        assert checkpoint.name.startswith(checkpoint.family + "-")
+        assert checkpoint.name.startswith(checkpoint.family + "-") or checkpoint.name in builtin_models()
         with torch.device("meta"):
             model = create_model(checkpoint.name)
         assert model.resolution == checkpoint.resolution
@@ -195,3 +196,18 @@ def test_benchmark_measures_both_formulations():
     assert "gather" in benchmark.table(result)
     with pytest.raises(InputError, match="batch is 0"):
         benchmark.benchmark("stylenat-tiny", batch=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
+def test_a_discriminator_fits_its_family_and_learns(family):
+    presets = family.discriminator.config_class.presets
+    assert presets.keys() >= family.config.presets.keys()
+    for name, preset in family.config.presets.items():
+        assert presets[name]["resolution"] == preset["resolution"]
+    judge = family.discriminator(family.discriminator.config_class.preset("tiny"))
+    side = judge.resolution
+    judge(torch.randn(judge.stddev_group, 3, side, side)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in judge.parameters())
+    assert judge.finest_parts(0) == [] and judge.component == "discriminator"
+    kept = {id(p) for part in judge.finest_parts(1) for p in part.parameters()}
+    assert 0 < len(kept) < len(list(judge.parameters()))

@@ -7,17 +7,18 @@ import os
 import signal
 from dataclasses import replace
 
+import PIL.Image
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from stylenat_hub.errors import ConfigError, InputError, TrainingError
-from training import checkpoints
+from stylenat_hub.errors import InputError, TrainingError
+from training import checkpoints, loop
 from training.loop import Schedule, Trainer
-from training.randomness import shard_rows, stream
-from training.recipes import RECIPES, Recipe
+from training.recipes import Recipe
 from training.setup import facts_of, new_players
+from training.steps import Game
 
 SMALL = Recipe.preset(
     "tiny",
@@ -119,8 +120,9 @@ def test_every_network_learns_and_the_average_lags(tmp_path):
 def test_the_learning_rates_end_at_nothing_and_d_is_corrected_for_lazy_penalties():
     recipe = replace(SMALL, images=1_000, decay_start=600)
     assert [recipe.rate_factor(seen) for seen in (0, 600, 800, 1_000)] == [1, 1, 0.5, 0]
-    assert replace(recipe, penalty_every=16).lazy == 16 / 17
-    assert replace(recipe, penalty_every=1).lazy == replace(recipe, r1=0.0).lazy == 1
+    assert replace(recipe, penalty_every=16).lazy_correction == 16 / 17
+    for plain in (replace(recipe, penalty_every=1), replace(recipe, r1=0.0)):
+        assert plain.lazy_correction == 1
 
 
 def test_freeze_d_keeps_the_finest_scales_and_nothing_else(tmp_path):
@@ -150,24 +152,6 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path):
         gradients.append([p.grad for p in players.discriminator.parameters()])
     for whole, summed in zip(*gradients, strict=True):
         torch.testing.assert_close(summed, whole, rtol=1e-4, atol=1e-5)
-
-
-def test_rows_are_dealt_out_in_whole_groups():
-    parts = [shard_rows(16, 4, 2, i) for i in range(2)]
-    assert sorted(parts[0] + parts[1]) == list(range(16))
-    assert parts[0] == [0, 1, 4, 5, 8, 9, 12, 13]  # the groups {0, 4, 8, 12} and {1, 5, 9, 13}
-    assert shard_rows(2, 4, 1, 0) == [0, 1]
-    with pytest.raises(InputError, match=r"a batch of 8 .* a multiple of 16"):
-        shard_rows(8, 4, 4, 0)
-
-
-def test_streams_differ_by_seed_purpose_and_progress_only():
-    def draw(*of):
-        return torch.randn(4, generator=stream(*of))
-
-    assert torch.equal(draw(0, "z_d", 16), draw(0, "z_d", 16))
-    for other in ((1, "z_d", 16), (0, "z_g", 16), (0, "z_d", 24)):
-        assert not torch.equal(draw(0, "z_d", 16), draw(*other))
 
 
 def test_a_run_that_diverges_stops_and_names_the_last_good_checkpoint(tmp_path):
@@ -267,39 +251,65 @@ def test_bfloat16_trains_too(tmp_path):
     assert all(torch.isfinite(torch.tensor(row["d_loss"])) for row in rows(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_valid_and_builds(name):
-    recipe = Recipe.preset(name)
-    if recipe.family == "hit":
-        with pytest.raises(ConfigError, match="the family 'hit', which this version does not have"):
-            new_players(recipe)
-        return
-    if recipe.shape is None:
-        with pytest.raises(ConfigError, match="this recipe is for trained weights: name them with --from"):
-            new_players(recipe)
-        return
-    with torch.device("meta"):
-        players = new_players(recipe)
-    assert players.generator.resolution == players.discriminator.resolution
-    assert recipe.batch % 4 == 0
+class Watched(Game):
+    """A game that writes down what it is told, and plays on."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.told = []
+
+    def step(self, shards, seen, *, penalise):
+        self.told.append((seen, penalise, shards))
+        scalars = super().step(shards, seen, penalise=penalise)
+        self.told[-1] += (self.g_optimizer.param_groups[0]["lr"], self.d_optimizer.param_groups[0]["lr"])
+        return scalars
 
 
-@pytest.mark.parametrize(
-    "field, value, allowed",
-    [
-        ("batch", 0, "a whole number from 1"),
-        ("loss", "hinge", "logistic, relativistic"),
-        ("augment", "cutmix", "none, diffaugment, ada"),
-        ("d_lr", -1.0, "a number above 0"),
-        ("r1", "much", "a number from 0"),
-        ("decay_start", 2_000, "a whole number below images"),
-        ("clip_d", 0, "null, or a number above 0"),
-        ("bcr_policy", ("flip", "sharpen"), "flip"),
-    ],
-)
-def test_a_wrong_field_is_named_with_what_is_allowed(field, value, allowed):
-    with pytest.raises(ConfigError, match=rf"Recipe\.{field} is .*{allowed}"):
-        replace(SMALL, **{field: value})
+def test_what_each_step_is_given(tmp_path, monkeypatch):
+    """Normalised pictures, fresh latents, a penalty every few steps from the first on, falling rates."""
+    monkeypatch.setattr(loop, "Game", Watched)
+    recipe = replace(SMALL, images=64, decay_start=32, penalty_every=3, augment="diffaugment")
+    run = trainer(tmp_path / "run", recipe, images=64)
+    run.run(pictures())
+    seen, penalised, shards, g_rates, d_rates = zip(*run.game.told, strict=True)
+    assert seen == tuple(range(0, 64, 8))
+    assert [i for i, on in enumerate(penalised) if on] == [0, 3, 6]
+    assert g_rates == pytest.approx([recipe.g_lr * f for f in (1, 1, 1, 1, 1, 0.75, 0.5, 0.25)])
+    assert d_rates == pytest.approx([rate * recipe.d_lr / recipe.g_lr * 3 / 4 for rate in g_rates])
+    (first,) = shards[0]
+    mean, std = (
+        torch.tensor(run.players.generator.config[k]).view(3, 1, 1) for k in ("image_mean", "image_std")
+    )
+    torch.testing.assert_close(first.real * std + mean, next(pictures()) / 255)
+    latents = [z for (shard,) in shards for z in (shard.z_d, shard.z_g)]
+    assert len({tuple(z.flatten().tolist()) for z in latents}) == 16
+    assert set(first.draws) == {"bcr_real", "bcr_fake", "real", "fake", "generator"}
+    logged = [(row["images"], row["g_lr"]) for row in rows(tmp_path / "run")]
+    assert logged == [(n, pytest.approx(g_rates[n // 8 - 1])) for n in (16, 32, 48, 64)]
+
+
+@pytest.mark.parametrize("sign, stronger", [(1.0, True), (-1.0, False)])
+def test_ada_grows_stronger_while_d_is_sure_of_real_pictures(tmp_path, sign, stronger):
+    run = trainer(tmp_path / "run", replace(SMALL, augment="ada", ada_speed=80), images=8)
+    run.strength = 0.5
+    step = run.game.step
+    run.game.step = lambda *a, **k: {**step(*a, **k), "d_sign": torch.tensor(sign)}
+    run.run(pictures())
+    assert run.strength == pytest.approx(0.6 if stronger else 0.4)
+
+
+def test_grids_are_drawn_by_the_average(tmp_path):
+    output = tmp_path / "run"
+    run = trainer(output, images=8, sample_every=8, samples=1)
+    run.players.generator.to_rgb[-1].bias.data.fill_(50.0)  # all white, whatever the average does
+    run.run(pictures())
+    with PIL.Image.open(output / "samples" / "images-000000008.png") as picture:
+        assert picture.resize((1, 1)).getpixel((0, 0)) != (255, 255, 255)
+
+
+def test_without_any_penalty_there_is_no_such_step(tmp_path):
+    trainer(tmp_path / "run", replace(SMALL, r1=0.0), images=16).run(pictures())
+    assert "r1" not in rows(tmp_path / "run")[0]
 
 
 @pytest.mark.gpu

@@ -95,6 +95,17 @@ def test_the_first_rates_are_the_recorded_ones():
     assert betas == [(0.0, 0.99), (0.0, pytest.approx(0.9933221725495059))]
 
 
+def test_the_first_iteration_through_step_sets_the_rates_itself():
+    start = generator(INIT, "g")
+    players = Players(start.train(), discriminator(INIT).train(), copy.deepcopy(start))
+    game = Game(RECIPE, players, consistency=mirror)
+    shard = Shard(IO["real.0"], IO["z_d.0"], IO["z_g.0"], {"bcr_real": {}, "bcr_fake": {}})
+    report = game.step([shard], 0, penalise=True)
+    for ours, recorded in {"d_loss": "loss.d", "g_loss": "loss.g", "r1": "loss.r1"}.items():
+        torch.testing.assert_close(report[ours], IO[f"{recorded}.0"][0], rtol=1e-5, atol=0)
+    assert game.d_optimizer.param_groups[0]["lr"] == pytest.approx(IO["lr_used.0"][1].item())
+
+
 def our_names(network):
     """Original key -> ours, found by sending a different number through every tensor."""
     state = read_checkpoint(FINAL).network(network)

@@ -176,11 +176,11 @@ def _game(
     if augment is not None:
         draws |= {name: augment.draw(batch, source) for name in ("real", "fake", "generator")}
     shard = Shard(real, z_d, z_g, draws)
-    return game, shard, recipe.penalty_every if recipe.lazy != 1 else 1
+    return game, shard, recipe.penalty_every if recipe.lazy else 1
 
 
 def _step(game: Game, shard: Shard) -> None:
-    game.step([shard], 0, penalise=game.recipe.lazy == 1)
+    game.step([shard], 0, penalise=not game.recipe.lazy)
 
 
 def _recorded(call: Callable[[], None]) -> _Recorder:

@@ -13,6 +13,7 @@ whole unless the disk damaged it, which the hashes tell.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -36,6 +37,7 @@ STATE = "state.json"
 VERSION = 1
 _NAME = re.compile(r"images-(\d{9,})")
 _UNFINISHED = ".unfinished-"
+_SUPERSEDED = "superseded-"
 
 Tensors = dict[str, torch.Tensor]
 
@@ -97,6 +99,22 @@ def remove_unfinished(output: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def set_aside_newer(output: Path, images: int) -> list[Path]:
+    """Rename the checkpoints after `images`, from which a run does not go on, so that they are neither taken
+    for its newest nor counted as its own. Returns their new names."""
+    moved = []
+    for path in list_checkpoints(output):
+        if int(_NAME.fullmatch(path.name)[1]) > images:
+            target = path.with_name(f"{_SUPERSEDED}{path.name}")
+            for number in itertools.count(2):
+                if not target.exists():
+                    break
+                target = path.with_name(f"{_SUPERSEDED}{number}-{path.name}")
+            os.rename(path, target)
+            moved.append(target)
+    return moved
+
+
 def remove_old(output: Path, limit: int | None) -> None:
     """Keep the newest `limit` checkpoints; None keeps all."""
     for path in list_checkpoints(output)[:-limit] if limit else ():
@@ -143,6 +161,15 @@ def newest_checkpoint(output: Path) -> Checkpoint | None:
     if problems:
         raise WeightsError(f"all {len(paths)} checkpoints in {str(output)!r} are damaged; {problems[0]}")
     return None
+
+
+def check_output(output: Path, resumed: Path | None) -> None:
+    """Raise `InputError` if the folder holds a run that this one would mix with. resumed: the checkpoint from
+    which it goes on."""
+    own = [path.resolve() for path in list_checkpoints(output)]
+    if own and (resumed is None or resumed.resolve() not in own):
+        how = "go on with it by --resume latest" if resumed is None else f"{str(resumed)!r} is not of it"
+        raise InputError(f"{str(output)!r} already holds a run; {how}, or name another --output")
 
 
 def find_checkpoint(source: Path, what: str = "latest") -> Checkpoint:

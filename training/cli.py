@@ -98,6 +98,7 @@ def train(
     eval_data: Annotated[
         str | None, typer.Option(metavar="PATH", help="Pictures that the metric compares with.")
     ] = None,
+    split: Annotated[str, typer.Option(help="Split of a Hugging Face data set.")] = "train",
     log_every: Annotated[int, typer.Option(min=1, help="Steps between rows of metrics.jsonl.")] = 20,
     tracker: Annotated[str, typer.Option(help="tensorboard, wandb or none.")] = "tensorboard",
     stop_at: Annotated[
@@ -148,6 +149,7 @@ def train(
             metric=metric,
             metric_images=metric_images,
             eval_data=eval_data,
+            split=split,
         )
         training.train(
             recipes.Recipe.preset(preset, **overrides) if preset else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -54,3 +54,7 @@ def _of_data(source: Source, resolution: int, count: int, allow_upscaling: bool)
     for number in range(count):
         collected.update(pictures[number][None].float() / 255)
     return collected
+
+
+# name -> (source, resolution, count, allow_upscaling) -> metric
+METRICS: dict[str, Callable[[Source, int, int, bool], Metric]] = {"swd": sliced_wasserstein_metric}

@@ -7,6 +7,7 @@ that was stopped and resumed is, on the same machine, the uninterrupted run to t
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from stylenat_hub import attention
-from stylenat_hub.errors import InputError, StyleNATHubError, TrainingError
+from stylenat_hub.errors import StyleNATHubError, TrainingError
 from stylenat_hub.pipeline import GANPipeline
 from training import checkpoints
 from training.augment import Consistency, adjust_ada, make_augmentation, take
@@ -102,7 +103,7 @@ class Trainer:
     def _my_rows(self) -> list[list[int]]:
         """Per forward and backward pass the rows of the batch that this process computes."""
         shards = self.accelerator.num_processes * self.accumulate
-        group = self.players.discriminator.config.get("stddev_group", 1)
+        group = self.players.discriminator.stddev_group
         first = self.accelerator.process_index * self.accumulate
         return [shard_rows(self.recipe.batch, group, shards, first + i) for i in range(self.accumulate)]
 
@@ -183,12 +184,12 @@ class Trainer:
         self.monitor.add(scalars, self.images)
         if number % self.schedule.log_every == self.schedule.log_every - 1:
             self._log()
+        if self._due(self.schedule.checkpoint_every):
+            self.save()  # first, because whatever goes wrong below is not worth the steps before it
         if self._due(self.schedule.sample_every):
             self._on_main(self._sample)
         if self.metric is not None and self._due(self.schedule.metric_every):
             self._on_main(self._measure)
-        if self._due(self.schedule.checkpoint_every):
-            self.save()
 
     def _due(self, every: int) -> bool:
         """Has this step passed a multiple of `every` images?"""
@@ -196,20 +197,20 @@ class Trainer:
 
     def _log(self) -> None:
         assert self.monitor is not None
-        factor = self.recipe.rate_factor(self.images)
-        extra = {"g_lr": self.recipe.g_lr * factor, "d_lr": self.recipe.d_lr * self.recipe.lazy * factor}
+        extra = {"g_lr": self.game.g_optimizer.param_groups[0]["lr"]}
+        extra["d_lr"] = self.game.d_optimizer.param_groups[0]["lr"]
         if self.recipe.augment == "ada":
             extra["ada_strength"] = self.strength
         row = self.monitor.flush(self.images, extra)
-        wrong = [name for name in ("d_loss", "g_loss", "r1", "r2") if not _finite(row.get(name, 0.0))]
+        wrong = [name for name in ("d_loss", "g_loss", "r1", "r2") if not math.isfinite(row.get(name) or 0.0)]
         if wrong:
             raise TrainingError(self._diverged(f"{wrong[0]} is {row[wrong[0]]}"))
 
     def _diverged(self, what: str) -> str:
         good = f"the last good checkpoint is {self.saved}" if self.saved else "there is no checkpoint yet"
         return (
-            f"the training diverged before {self.images:,} images: {what}; {good}; resume from it with lower "
-            "--set d_lr=... g_lr=..., a higher r1, or without --mixed-precision"
+            f"the training diverged before {self.images:,} images: {what}; {good}; resume from it with "
+            "lower rates (--set d_lr=... --set g_lr=...), a higher --set r1=..., or --mixed-precision no"
         )
 
     def _on_main(self, work: Callable[[], None]) -> None:
@@ -338,15 +339,3 @@ def _augmentation(recipe: Recipe, config: Any) -> Any:
     if recipe.augment == "none":
         return None
     return make_augmentation(recipe.augment, config["image_mean"], config["image_std"])
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
-
-
-def check_output(output: Path, resuming: bool) -> None:
-    """Raise `InputError` if the folder holds a run that this one would mix with."""
-    if not resuming and checkpoints.list_checkpoints(output):
-        raise InputError(
-            f"{str(output)!r} already holds a run; go on with it by --resume latest, or name another --output"
-        )

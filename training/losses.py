@@ -44,9 +44,9 @@ def gradient_penalty(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor
     return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
-def lazy_r1(penalty: torch.Tensor, weight: float, interval: int) -> torch.Tensor:
-    """The R1 penalty as it enters the loss when it is computed only every `interval` steps (arXiv
-    1912.04958).
+def weighted_penalty(penalty: torch.Tensor, weight: float, interval: int) -> torch.Tensor:
+    """A gradient penalty as it enters the loss if it is computed every `interval` steps only: times half the
+    weight and the interval (arXiv 1912.04958).
     """
     return weight / 2 * penalty * interval
 

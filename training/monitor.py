@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -80,7 +81,9 @@ class Monitor:
     def write(self, images: int, row: Mapping[str, float]) -> None:
         """Append a row to metrics.jsonl and hand it to the tracker."""
         if self.main:
-            line = {"images": images, "seconds": round(self.elapsed(), 3), **row}
+            # JSON knows no infinity, which a norm is where float16 overflowed; the training notices the rest.
+            plain = {name: value if math.isfinite(value) else None for name, value in row.items()}
+            line = {"images": images, "seconds": round(self.elapsed(), 3), **plain}
             with explained(self.output), (self.output / LOG).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             self.accelerator.log(dict(row), step=images)

@@ -42,6 +42,7 @@ _FFHQ_1024 = {
     "decay_start": 16_000_000,
     "ema_half_life": 10_000,
 }
+# The paper states no length for Church; this is FFHQ-256's.
 _CHURCH = {
     **_PAPER,
     "shape": "church-256",
@@ -83,7 +84,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "ffhq-256": _FFHQ_256,
     "ffhq-1024": _FFHQ_1024,
     "church-256": _CHURCH,
-    # Table 3: what each step from StyleSwin to StyleNAT adds. Heads in two partitions throughout.
+    # Table 3: what each step from StyleSwin to StyleNAT adds, heads in two partitions. The paper does not
+    # print the dilations of its progressive row.
     "ffhq-256-na": {**_FFHQ_256, "flip": False, "generator": {"dilations": _undilated()}},
     "ffhq-256-dina": {**_FFHQ_256, "flip": False},
     "ffhq-256-progressive": {**_FFHQ_256, "generator": _pyramid(4)},
@@ -108,8 +110,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "bcr_policy": HIT_POLICY,
         "flip": True,
         "clip_d": None,
-        "ema_half_life": 177_358,
+        "ema_half_life": 177_357,
         "ema_start": 2_560,
+        "together": True,
+        "average_buffers": True,
+        "keras_epsilon": True,
     },
     "toy-church": _TOY,
     # The same without dilation, and with one dilated partition: the papers' ablation in miniature.
@@ -124,6 +129,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # From trained weights to few pictures: augmentation for both networks, and the discriminator's finest
     # scale kept as it is (Freeze-D, arXiv 2002.10964).
     "fine-tune": {
+        "family": None,
         "shape": None,
         "batch": 16,
         "images": 100_000,
@@ -162,14 +168,18 @@ class Recipe(ModelConfig):
     processes. images: length of the training. d_lr, g_lr: Adam's rates; betas are (0, beta2). adam_eps:
     Adam's epsilon. decay_start: images after which the rates fall linearly, to 0 at `images`; None: never.
 
-    loss: "logistic" or "relativistic" (R3GAN). r1, r2: weights of the gradient penalty on real and on
-    generated pictures. penalty_every: steps from one penalty to the next; from 2 on it is lazy, a step of its
-    own, and D's Adam is corrected for the additional steps (arXiv 1912.04958, appendix B). bcr_real,
-    bcr_fake: weights of balanced consistency, 0 for none; bcr_policy: its augmentation, in order.
-    augment: "none", "diffaugment" or "ada" on whatever the discriminator sees; ada_target, ada_speed: ADA's
-    wanted sign(D(real)), and the images in which its strength may go from 0 to 1. clip_d: largest norm of D's
-    gradient in its main step, None for any. freeze_d: the discriminator's finest scales that stay as they
-    are. flip: mirror half of the pictures.
+    loss: "logistic" or "relativistic" (R3GAN). r1, r2: half of these times the gradient penalty on real and
+    on generated pictures is added, as in StyleGAN. penalty_every: steps from one penalty to the next; from
+    2 on it is lazy, a step of its own, and D's Adam is corrected for the additional steps (arXiv 1912.04958,
+    appendix B). bcr_real, bcr_fake: weights of balanced consistency, 0 for none; bcr_policy: its
+    augmentation, in order. augment: "none", "diffaugment" or "ada" on whatever the discriminator sees;
+    ada_target, ada_speed: ADA's wanted sign(D(real)), and the images in which its strength may go from 0 to
+    1. clip_d: largest norm of D's gradient in its main step, None for any. freeze_d: the discriminator's
+    finest scales that stay as they are. flip: mirror half of the pictures.
+
+    together: update both players from the same forward pass. average_buffers: average the floating-point
+    buffers (statistics of batch norm) too. keras_epsilon: add Adam's epsilon outside of its bias correction.
+    These three are what HiT needs; no run can be started with them yet.
 
     ema_half_life: images after which the averaged weights have forgotten half. ema_ramp_up: while that is
     more than this fraction of the images seen, use the fraction. ema_start: images until which the average is
@@ -186,7 +196,7 @@ class Recipe(ModelConfig):
     d_lr: float
     g_lr: float
     ema_half_life: float
-    family: str = "stylenat"
+    family: str | None = "stylenat"
     generator: Mapping[str, Any] = field(default_factory=dict)
     discriminator: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -208,10 +218,16 @@ class Recipe(ModelConfig):
     flip: bool = True
     ema_ramp_up: float | None = None
     ema_start: int = 0
+    together: bool = False
+    average_buffers: bool = False
+    keras_epsilon: bool = False
 
     def validate(self) -> None:
-        self.require(isinstance(self.family, str), "family", "a name")
-        self.require(self.shape is None or isinstance(self.shape, str), "shape", "a preset's name, or null")
+        for name in ("family", "shape"):
+            value = getattr(self, name)
+            self.require(value is None or isinstance(value, str), name, "a name, or null for any")
+        both = (self.family is None) == (self.shape is None)
+        self.require(both, "shape", "null exactly where the family is null")
         for name in ("generator", "discriminator"):
             self.require(isinstance(getattr(self, name), Mapping), name, "fields of the model's config")
         self.require_whole("batch", 1, 1 << 20)
@@ -232,7 +248,8 @@ class Recipe(ModelConfig):
         self.require_number("ada_target", 0, 1)
         self.require_number("ada_speed", 0, 1e12)
         self.require_whole("freeze_d", 0, 64)
-        self.require(isinstance(self.flip, bool), "flip", "true or false")
+        for name in ("flip", "together", "average_buffers", "keras_epsilon"):
+            self.require(isinstance(getattr(self, name), bool), name, "true or false")
         self.require(
             self.decay_start is None or is_whole(self.decay_start, 0, self.images - 1),
             "decay_start",
@@ -247,10 +264,20 @@ class Recipe(ModelConfig):
         self.require(getattr(self, name) in tuple(allowed), name, ", ".join(allowed))
 
     @property
-    def lazy(self) -> float:
-        """What D's rates are raised to or multiplied by, for the additional steps of a lazy penalty."""
-        penalised = (self.r1 > 0 or self.r2 > 0) and self.penalty_every > 1
-        return self.penalty_every / (self.penalty_every + 1) if penalised else 1.0
+    def penalised(self) -> bool:
+        """Is there any gradient penalty?"""
+        return self.r1 > 0 or self.r2 > 0
+
+    @property
+    def lazy(self) -> bool:
+        """Is the penalty a step of its own, every few steps?"""
+        return self.penalised and self.penalty_every > 1
+
+    @property
+    def lazy_correction(self) -> float:
+        """What D's rate is multiplied by, and its betas raised to, for the additional steps of a lazy
+        penalty."""
+        return self.penalty_every / (self.penalty_every + 1) if self.lazy else 1.0
 
     def rate_factor(self, seen: int) -> float:
         """What both learning rates are multiplied by after `seen` images: 1, then falling to 0."""

@@ -12,6 +12,7 @@ from stylenat_hub import hub
 from stylenat_hub.errors import ConfigError, InputError, WeightsError
 from stylenat_hub.models.family import Family
 from stylenat_hub.registry import FAMILIES
+from stylenat_hub.weights import read_json
 from training.recipes import Recipe
 from training.steps import Players
 
@@ -21,17 +22,17 @@ def new_players(recipe: Recipe) -> Players:
 
     Raises `ConfigError` for a family or shape that is not in this version.
     """
+    if recipe.shape is None:
+        raise ConfigError(
+            "this recipe is for trained weights: name them with --from, or take another preset to start from "
+            "random ones"
+        )
     if recipe.family not in FAMILIES:
         raise ConfigError(
             f"the recipe is for the family {recipe.family!r}, which this version does not have; there are: "
             f"{', '.join(FAMILIES)}"
         )
     family = FAMILIES[recipe.family]
-    if recipe.shape is None:
-        raise ConfigError(
-            "this recipe is for trained weights: name them with --from, or take another preset to start from "
-            "random ones"
-        )
     torch.manual_seed(recipe.seed)
     generator = family.generator(family.config.preset(recipe.shape, **recipe.generator))
     return _players(generator, new_discriminator(family, recipe), recipe)
@@ -52,14 +53,14 @@ def trained_players(recipe: Recipe, source: str, discriminator: str | None = Non
     """
     generator = hub.load_generator(source)
     family = next(f for f in FAMILIES.values() if isinstance(generator, f.generator))
-    _check_shape(recipe, generator, family, source)
+    _check_fits(recipe, generator, family, source)
     torch.manual_seed(recipe.seed)
     said = f"the generator of {source!r}"
     try:
         judge = family.discriminator.from_pretrained(discriminator or source)
         said += f", the discriminator of {discriminator!r}" if discriminator else " with its discriminator"
     except (WeightsError, ConfigError):
-        if discriminator or _has_discriminator(source):
+        if discriminator or _has_discriminator(source, family):
             raise
         judge = _matching_discriminator(family, recipe, generator.resolution, source)
         said += ", a new discriminator of random weights (expect worse pictures at first; --discriminator)"
@@ -71,8 +72,20 @@ def trained_players(recipe: Recipe, source: str, discriminator: str | None = Non
     return _players(generator, judge, recipe), said
 
 
-def _check_shape(recipe: Recipe, generator: Any, family: Family, source: str) -> None:
-    """A recipe for one shape is for that resolution: its penalties and rates do not fit others."""
+def _check_fits(recipe: Recipe, generator: Any, family: Family, source: str) -> None:
+    """A recipe for one shape is for that resolution (its penalties and rates do not fit others), and whatever
+    it says of the network must be so."""
+    if recipe.family not in (None, family.name):
+        raise ConfigError(
+            f"the recipe is for the family {recipe.family!r}, and {source!r} is a {family.name}"
+        )
+    for name, value in recipe.generator.items():
+        own = generator.typed_config.to_dict().get(name)
+        if own != value:
+            raise ConfigError(
+                f"the recipe's generator has {name} = {value!r}, and that of {source!r} has {own!r}; take "
+                "another recipe, such as --preset fine-tune, which is for any"
+            )
     if recipe.shape is None:
         return
     wanted = family.config.preset(recipe.shape, **recipe.generator).resolution
@@ -83,12 +96,13 @@ def _check_shape(recipe: Recipe, generator: Any, family: Family, source: str) ->
         )
 
 
-def _has_discriminator(source: str) -> bool:
+def _has_discriminator(source: str, family: Family) -> bool:
     try:
-        hub.locate(source, component="discriminator")
+        location = hub.locate(source, component="discriminator")
     except WeightsError:
         return False
-    return True
+    # A folder that is a single model is found whichever model is asked for.
+    return read_json(location.folder / "config.json").get("_class_name") == family.discriminator.__name__
 
 
 def _matching_discriminator(family: Family, recipe: Recipe, resolution: int, source: str) -> Any:

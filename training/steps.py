@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from stylenat_hub.errors import ConfigError
 from training.augment import Augmentation, Draws
 from training.ema import ema_decay, update_ema
-from training.losses import LOSSES, balanced_consistency, gradient_penalty, lazy_r1
+from training.losses import LOSSES, balanced_consistency, gradient_penalty, weighted_penalty
 from training.recipes import Recipe
 
 Scalars = dict[str, torch.Tensor]  # what is logged: detached, on the device, means over the shard
@@ -66,6 +67,10 @@ class Game:
         draw: Callable[[torch.Tensor], torch.Tensor] | None = None,
         scaled: bool = False,
     ) -> None:
+        if recipe.together or recipe.average_buffers or recipe.keras_epsilon:
+            raise ConfigError(
+                "together, average_buffers and keras_epsilon are for HiT, and not implemented yet"
+            )
         self.recipe, self.players = recipe, players
         self.reduce, self.autocast = reduce, autocast
         self.consistency, self.augment = consistency, augment
@@ -89,14 +94,15 @@ class Game:
         """Set both learning rates to `factor` times the recipe's; D's is corrected for a lazy penalty."""
         for optimizer, rate in (
             (self.g_optimizer, self.recipe.g_lr),
-            (self.d_optimizer, self.recipe.d_lr * self.recipe.lazy),
+            (self.d_optimizer, self.recipe.d_lr * self.recipe.lazy_correction),
         ):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
 
     def update_discriminator(self, shards: Sequence[Shard], *, penalise: bool) -> Scalars:
         """The main step, then if `penalise` the gradient penalty: in the same step, or lazily in its own."""
-        lazy = penalise and self.recipe.penalty_every > 1
+        penalise = penalise and self.recipe.penalised
+        lazy = penalise and self.recipe.lazy
         found = []
         for shard in shards:
             loss, scalars = self.discriminator_loss(shard)
@@ -173,18 +179,20 @@ class Game:
 
     def penalty(self, shard: Shard) -> tuple[torch.Tensor, Scalars]:
         """Weighted R1 on real pictures and R2 on generated ones, always in float32: its second derivative is
-        too delicate for half precision. Of augmented pictures the gradient is taken after the augmentation.
+        too delicate for half precision. The gradient goes through the augmentation, as in StyleGAN2-ADA.
         """
         recipe, total, scalars = self.recipe, 0.0, {}
         parts: list[tuple[str, float]] = [("r1", recipe.r1), ("r2", recipe.r2)]
         for name, weight in parts:
             if weight > 0:
-                with torch.no_grad(), self.autocast():
-                    images = shard.real if name == "r1" else self.draw(shard.z_d)
-                    images = self._seen(images, shard, "real" if name == "r1" else "fake")
+                images = shard.real
+                if name == "r2":
+                    with torch.no_grad(), self.autocast():
+                        images = self.draw(shard.z_d)
                 images = images.detach().to(shard.real.dtype).requires_grad_()
-                value = gradient_penalty(self.players.discriminator(images), images)
-                total = total + lazy_r1(value, weight, recipe.penalty_every)
+                seen = self._seen(images, shard, "real" if name == "r1" else "fake")
+                value = gradient_penalty(self.players.discriminator(seen), images)
+                total = total + weighted_penalty(value, weight, recipe.penalty_every)
                 scalars[name] = value.detach()
         return total, scalars
 
@@ -231,8 +239,8 @@ def optimizers(recipe: Recipe, players: Players) -> tuple[torch.optim.Adam, torc
     )
     discriminator = torch.optim.Adam(
         players.discriminator.parameters(),
-        recipe.d_lr * recipe.lazy,
-        betas=(0.0, recipe.beta2**recipe.lazy),
+        recipe.d_lr * recipe.lazy_correction,
+        betas=(0.0, recipe.beta2**recipe.lazy_correction),
         eps=recipe.adam_eps,
     )
     return generator, discriminator

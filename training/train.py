@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,14 @@ from stylenat_hub.errors import ConfigError, InputError
 from stylenat_hub.files import check_writable, user_path
 from training import checkpoints
 from training.data import Pictures, ShardSampler, check_source, loader
-from training.evaluate import sliced_wasserstein_metric
-from training.loop import Schedule, Trainer, check_output
+from training.evaluate import METRICS
+from training.loop import Schedule, Trainer
 from training.recipes import Recipe
 from training.setup import facts_of, new_players, stored_players, trained_players
 from training.sources import Source, open_source
 
+CHANGEABLE = ("images", "decay_start", "d_lr", "g_lr", "r1", "r2", "clip_d")  # by --set when a run goes on
 TRACKERS = ("tensorboard", "wandb", "none")
-METRICS = ("swd", "none")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Options:
 
     mixed_precision: "no", "bf16", "fp16", or None for what `accelerate launch` says. workers: processes that
     read pictures. metric_images: pictures of each set that the metric compares. eval_data: pictures that the
-    metric compares with; by default the training data.
+    metric compares with; by default the training data. split: of a Hugging Face data set.
     """
 
     schedule: Schedule = field(default_factory=Schedule)
@@ -64,6 +64,7 @@ class Options:
     metric: str = "swd"
     metric_images: int = 1_000
     eval_data: str | None = None
+    split: str = "train"
 
 
 def train(
@@ -81,7 +82,7 @@ def train(
 
     recipe: what to learn; None takes `tiny`, or with `resume` the checkpoint's own, which counts in any case:
     there a recipe of other networks is refused, and of `overrides` (single fields that the user asked for)
-    only `images` and `decay_start` may differ. data: see `sources.open_source`. output:
+    only those in `CHANGEABLE` may differ. data: see `sources.open_source`. output:
     the run's folder. source, discriminator: trained weights to start from, see `setup.trained_players`.
     resume: "latest", "auto" (latest if there is one), or a checkpoint's folder.
 
@@ -91,7 +92,7 @@ def train(
     output = user_path(output)
     check_writable(output)
     checkpoint = _checkpoint(output, resume)
-    check_output(output, resuming=checkpoint is not None)
+    checkpoints.check_output(output, checkpoint.path if checkpoint else None)
     accelerator = _accelerator(output, options)
     if checkpoint is not None:
         recipe = _resumed_recipe(checkpoint, recipe, overrides or {})
@@ -133,8 +134,11 @@ def train(
     set_seed(recipe.seed, device_specific=True)  # for what draws outside of `randomness`: nothing of ours
     if checkpoint is not None:
         trainer.restore(checkpoint)
+        checkpoint = None  # its tensors are as large as the networks
     if accelerator.is_main_process:
         checkpoints.remove_unfinished(output)
+        for path in checkpoints.set_aside_newer(output, trainer.images):
+            print(f"set aside what is after {trainer.images:,} images: {path.name}", flush=True)
         _print_start(said, trainer, pictures)
     sampler = ShardSampler(trainer.images, recipe.batch, trainer.flat_rows)
     batches = loader(pictures, sampler, options.workers, accelerator.device.type == "cuda")
@@ -213,9 +217,11 @@ def _resumed_recipe(
                 f"the run in {str(checkpoint.path)!r} is of another recipe: its {name} is "
                 f"{getattr(own, name)!r}, not {getattr(recipe, name)!r}; leave out --preset to go on with it"
             )
-    asked = replace(own, **overrides)
+    asked = Recipe.from_dict({**own.to_dict(), **overrides})
     for name in overrides:
-        if name not in ("images", "decay_start") and getattr(asked, name) != getattr(own, name):
+        # Lazy or not decides on Adam's beta, and with it on what its moments mean.
+        allowed = name in CHANGEABLE and asked.lazy == own.lazy
+        if not allowed and getattr(asked, name) != getattr(own, name):
             raise ConfigError(
                 f"the run in {str(checkpoint.path)!r} has {name} = {getattr(own, name)!r}, not "
                 f"{getattr(asked, name)!r}; leave it out to go on, or start a new run from an export with "
@@ -225,7 +231,7 @@ def _resumed_recipe(
 
 
 def _pictures(data: str, resolution: int, recipe: Recipe, options: Options) -> Pictures:
-    source = open_source(data)
+    source = open_source(data, options.split)
     check_source(source, resolution, options.allow_upscaling)
     return Pictures(
         source,
@@ -267,12 +273,15 @@ def _agree(players: Any) -> None:
 
 
 def _metric(options: Options, pictures: Pictures, resolution: int) -> Any:
-    if options.metric not in METRICS:
-        raise InputError(f"the metric is {options.metric!r}; allowed: {', '.join(METRICS)}")
+    if options.metric not in (*METRICS, "none"):
+        raise InputError(f"the metric is {options.metric!r}; allowed: {', '.join(METRICS)}, none")
     if options.metric == "none" or not options.schedule.metric_every:
         return None
-    source: Source = open_source(options.eval_data) if options.eval_data else pictures.source
-    return sliced_wasserstein_metric(source, resolution, options.metric_images, options.allow_upscaling)
+    source: Source = pictures.source
+    if options.eval_data:
+        source = open_source(options.eval_data, options.split)
+        check_source(source, resolution, options.allow_upscaling)
+    return METRICS[options.metric](source, resolution, options.metric_images, options.allow_upscaling)
 
 
 def _print_start(said: str, trainer: Trainer, pictures: Pictures) -> None:

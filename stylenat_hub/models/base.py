@@ -94,6 +94,25 @@ class ZooModel(ModelMixin, ConfigMixin):
         return self.config["resolution"]
 
 
+class Discriminator(ZooModel):
+    """Base of all discriminators: images [B, 3, R, R] -> logits [B, 1]. Its presets have the names of the
+    generator's, and their resolutions."""
+
+    component = "discriminator"
+
+    @property
+    def stddev_group(self) -> int:
+        """How many samples are compared with each other (row i of n groups is in group i mod n); 1: none."""
+        return 1
+
+    def finest_parts(self, count: int) -> list[nn.Module]:
+        """What reads the `count` finest scales: the layers that Freeze-D keeps (arXiv 2002.10964).
+
+        Raises `InputError` if there are not so many.
+        """
+        raise NotImplementedError
+
+
 class Generator(ZooModel):
     """Base of all generators: latents in, images out. A family implements `mapping` and `synthesis`."""
 

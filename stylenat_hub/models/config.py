@@ -21,6 +21,8 @@ def as_tuples(value: Any) -> Any:
     """Lists, as JSON gives them, become tuples at every depth, so that a config can be frozen and hashed."""
     if isinstance(value, (list, tuple)):
         return tuple(as_tuples(item) for item in value)
+    if isinstance(value, Mapping):
+        return {key: as_tuples(item) for key, item in value.items()}
     return value
 
 

@@ -20,7 +20,7 @@ from stylenat_hub.layers.discriminator import (
     leaky,
     minibatch_stddev,
 )
-from stylenat_hub.models.base import ZooModel
+from stylenat_hub.models.base import Discriminator
 from stylenat_hub.models.config import WIDEST, ModelConfig, is_whole
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -77,7 +77,7 @@ class Scale(nn.Module):
         return self.conv2(self.conv1(x))
 
 
-class WaveletDiscriminator(ZooModel):
+class WaveletDiscriminator(Discriminator):
     """Images [B, 3, R, R], normalised as the generator's -> logits [B, 1]; high means real.
 
     With spectral norm: each call in training mode makes one power iteration, so use eval mode to look only.
@@ -85,7 +85,6 @@ class WaveletDiscriminator(ZooModel):
     """
 
     config_class = WaveletDiscriminatorConfig
-    component = "discriminator"
 
     def __init__(self, config: WaveletDiscriminatorConfig) -> None:
         super().__init__(config)
@@ -98,11 +97,11 @@ class WaveletDiscriminator(ZooModel):
         self.hidden_bias = nn.Parameter(torch.zeros(widths[-1]))
         self.logit = Linear(widths[-1], 1)
 
-    def finest_parts(self, count: int) -> list[nn.Module]:
-        """What reads the `count` finest scales: the layers that Freeze-D keeps (arXiv 2002.10964).
+    @property
+    def stddev_group(self) -> int:
+        return self.config["stddev_group"]
 
-        Raises `InputError` if there are not so many.
-        """
+    def finest_parts(self, count: int) -> list[nn.Module]:
         if not 0 <= count <= len(self.from_rgb):
             raise InputError(f"freeze_d is {count}; this discriminator has {len(self.from_rgb)} scales")
         return [*self.from_rgb[:count], *self.scales[:count]]

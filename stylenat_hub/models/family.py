@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stylenat_hub.models.base import Generator, ZooModel
+from stylenat_hub.models.base import Discriminator, Generator
 from stylenat_hub.models.config import ModelConfig
 
 
@@ -54,5 +54,5 @@ class Family:
     recognise: Callable[[Mapping[str, Any]], bool]
     infer_config: Callable[..., ModelConfig]
     convert_state_dict: Callable[[Mapping[str, Any]], dict[str, Any]]
-    discriminator: type[ZooModel]
-    convert_discriminator: Callable[[Mapping[str, Any]], ZooModel]
+    discriminator: type[Discriminator]
+    convert_discriminator: Callable[[Mapping[str, Any]], Discriminator]
