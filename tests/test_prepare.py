@@ -80,11 +80,13 @@ def test_a_limit(tmp_path):
 def test_nothing_is_written_on_an_error(tmp_path, folder, monkeypatch):
     output = tmp_path / "a.zip"
     output.write_bytes(b"before")
+    with pytest.raises(InputError, match="exists; name another output, or add --overwrite"):
+        prepare(folder, output, 8, progress=False)
     with pytest.raises(InputError, match=f"none of {COUNT} pictures can be written; .*below"):
-        prepare(folder, output, 64, progress=False)
+        prepare(folder, output, 64, overwrite=True, progress=False)
     monkeypatch.setattr(training.prepare, "_member", interrupted_at(3))
     with pytest.raises(KeyboardInterrupt):
-        prepare(folder, output, 8, progress=False)
+        prepare(folder, output, 8, overwrite=True, progress=False)
     assert output.read_bytes() == b"before" and sorted(os.listdir(tmp_path)) == ["a.zip", "photos"]
 
 

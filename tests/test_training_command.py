@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from typer.testing import CliRunner
 
+from runs import FAST, here, run, wrong
 from stylenat_hub import GANPipeline, WaveletDiscriminator
 from stylenat_hub.errors import InputError
 from training import checkpoints
-from training.cli import app
 from training.export import app as export_app
 from training.launch import missing_processes
 from training.toy_churches import write_churches
-
-ROOT = Path(__file__).resolve().parent.parent
-FAST = ["--workers", "0", "--tracker", "none", "--metric", "none", "--sample-every", "0", "--log-every", "1"]
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture(scope="module")
@@ -34,28 +24,6 @@ def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "churches.zip"
     write_churches(path, count=48, size=32, progress=False)
     return path
-
-
-def run(*arguments, program=("-m", "training.train"), **options):
-    """The command in a process of its own, on one thread so that rounding is the same each time."""
-    return subprocess.run(
-        [sys.executable, *program, *map(str, arguments)],
-        cwd=ROOT,
-        env=ONE_THREAD,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        **options,
-    )
-
-
-def here(*arguments, command=app):
-    """The command inside this process: quick, for what ends before or soon after training starts."""
-    AcceleratorState._reset_state(reset_partial_state=True)  # one per process; a command has its own
-    try:
-        return CliRunner().invoke(command, [str(argument) for argument in arguments])
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def everything(folder):
@@ -218,12 +186,6 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(tmp_pat
     assert result.exit_code == 1 and "all 3 checkpoints" in result.output and "are damaged" in result.output
 
 
-def wrong(*arguments, says):
-    result = here(*arguments)
-    assert result.exit_code == 1, result.output
-    assert result.output.count("error:") == 1 and says in result.output, result.output
-
-
 def test_bad_data_is_one_sentence(tmp_path, data):
     start = ["--preset", "tiny", "--output", tmp_path / "run", *FAST, "--data"]
     wrong(*start, tmp_path / "nowhere", says="nowhere")
@@ -231,7 +193,8 @@ def test_bad_data_is_one_sentence(tmp_path, data):
     wrong(*start, tmp_path / "empty", says="empty")
     write_churches(tmp_path / "small.zip", count=4, size=16, progress=False)
     wrong(*start, tmp_path / "small.zip", says="--allow-upscaling")
-    wrong(*start, data, "--metric", "swd", "--metric-every", "8", says="--metric-images 48")
+    asked = ("--metric", "swd", "--metric-every", "8", "--metric-images", "49")
+    wrong(*start, data, *asked, says="--metric-images 48")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -281,7 +244,7 @@ def test_resuming_refuses_another_run(tmp_path, data):
     start = ["--preset", "tiny", "--data", data, "--output", tmp_path, *FAST]
     assert here(*start, "--stop-at", "8").exit_code == 0
     wrong(*start, says="already holds a run; go on with it by --resume latest")
-    wrong(*start, "--resume", "latest", "--set", "r1=5", says="has r1 = 1.0, not 5")
+    wrong(*start, "--resume", "latest", "--seed", "5", says="has seed = 0, not 5")
     wrong(
         *start, "--resume", "latest", "--preset", "toy-church", says="its shape is 'tiny', not 'toy-church'"
     )

@@ -12,6 +12,7 @@ whole unless the disk damaged it, which the hashes tell.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -19,7 +20,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from stylenat_hub.errors import InputError, WeightsError
-from stylenat_hub.files import explained, set_modes
+from stylenat_hub.files import explained, set_modes, user_path
 from stylenat_hub.weights import system_errors
 
 FOLDER = "checkpoints"
@@ -53,6 +54,34 @@ class Checkpoint:
 
 def checkpoint_name(images: int) -> str:
     return f"images-{images:09d}"
+
+
+@contextlib.contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Hold a run's folder, so that no second run writes into it. Raises `InputError` if another one does.
+
+    The lock ends with the process, however it ends. Where the system has no such locks, nothing is held.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with explained(output):
+        output.mkdir(parents=True, exist_ok=True)
+        file = (output / ".lock").open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another run is writing into {str(output)!r}; wait for it or stop it, or name another "
+                "--output"
+            ) from None
+        except OSError:  # a file system without locks
+            yield
+            return
+        yield
 
 
 def list_checkpoints(output: Path) -> list[Path]:
@@ -80,6 +109,7 @@ def save_checkpoint(output: Path, images: int, tensors: Mapping[str, Tensors], s
                 save_file({key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}, path)
                 files[path.name] = _fingerprint(path)
             state = {"version": VERSION, "images": images, **state, "files": files}
+            state["sha256"] = _state_hash(state)
             (temporary / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
             set_modes(temporary)
             for path in (*temporary.iterdir(), temporary):
@@ -177,7 +207,7 @@ def find_checkpoint(source: Path, what: str = "latest") -> Checkpoint:
 
     Raises `InputError` if there is none, `WeightsError` if it is damaged.
     """
-    path = source if what == "latest" else Path(what).expanduser()
+    path = source if what == "latest" else user_path(what)
     if (path / STATE).is_file():
         return load_checkpoint(path)
     found = newest_checkpoint(path) if path.is_dir() else None
@@ -206,7 +236,15 @@ def _read_state(path: Path) -> dict[str, Any]:
             f"the checkpoint {str(path)!r} has the format {state.get('version')!r}; this version reads "
             f"{VERSION}"
         )
+    if state.get("sha256") != _state_hash(state) or path.name != checkpoint_name(state["images"]):
+        raise WeightsError(f"the checkpoint {str(path)!r} is damaged: {STATE} is not what was written there")
     return state
+
+
+def _state_hash(state: Mapping[str, Any]) -> str:
+    """SHA-256 of all of a checkpoint's plain data but this hash."""
+    plain = json.dumps({key: value for key, value in state.items() if key != "sha256"}, sort_keys=True)
+    return hashlib.sha256(plain.encode()).hexdigest()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> Tensors:

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from stylenat_hub import signals
-from stylenat_hub.cli import one_sentence
+from stylenat_hub.cli import one_sentence, parse_path
 from stylenat_hub.errors import InputError
-from training.launch import start_missing
+from training.launch import end_with_launcher, start_missing, together_on_cpu
 
 app = typer.Typer(
     add_completion=False,
@@ -40,7 +40,7 @@ def train(
     data: Annotated[
         str, typer.Option(metavar="PATH", help="Pictures: a folder, a zip, an LMDB, or hf:ORG/NAME.")
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder.")],
+    output: Annotated[Path, typer.Option(parser=parse_path, metavar="DIR", help="The run's folder.")],
     preset: Annotated[
         str | None,
         typer.Option(
@@ -91,10 +91,12 @@ def train(
     checkpoint_every: Annotated[int, typer.Option(min=0, help="Images between checkpoints.")] = 50_000,
     checkpoints_total_limit: Annotated[int | None, typer.Option(min=1, help="Keep only the newest.")] = None,
     sample_every: Annotated[int, typer.Option(min=0, help="Images between grids; 0: none.")] = 20_000,
-    samples: Annotated[int, typer.Option(min=1, help="Pictures in a grid.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, max=4096, help="Pictures in a grid.")] = 64,
     metric: Annotated[str, typer.Option(help="swd (sliced Wasserstein distance) or none.")] = "swd",
     metric_every: Annotated[int, typer.Option(min=0, help="Images between metrics; 0: none.")] = 50_000,
-    metric_images: Annotated[int, typer.Option(min=2, help="Pictures that the metric compares.")] = 1_000,
+    metric_images: Annotated[
+        int | None, typer.Option(min=2, help="Pictures that the metric compares; default: 1000, or all.")
+    ] = None,
     eval_data: Annotated[
         str | None, typer.Option(metavar="PATH", help="Pictures that the metric compares with.")
     ] = None,
@@ -173,6 +175,8 @@ def _list_presets(wanted: bool) -> None:
 
 
 def main() -> None:
+    end_with_launcher()
+    together_on_cpu()
     try:
         start_missing()
     except InputError as error:

@@ -6,8 +6,11 @@ the processes are started by torch's own launcher, which accelerate uses itself 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import re
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -36,6 +39,23 @@ def missing_processes(environment: Mapping[str, str], launcher: Sequence[str]) -
             "others to mpirun); start them with `torchrun --nproc-per-node N -m training.train ...` instead"
         )
     return int(count[1])
+
+
+def end_with_launcher() -> None:
+    """Get SIGTERM when `accelerate launch` ends, which does not pass on its own; Linux only. Otherwise a job
+    that was stopped would leave a training behind that goes on writing."""
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; it survives the exec below
+
+
+def together_on_cpu() -> None:
+    """Have accelerate connect the processes that torchrun started on CPUs, which it does only if told so."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "ACCELERATE_USE_CPU" not in os.environ:
+        import torch
+
+        if not torch.cuda.is_available():
+            os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
 def start_missing() -> None:

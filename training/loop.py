@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,8 @@ import torch
 from accelerate import Accelerator
 
 from stylenat_hub import attention
-from stylenat_hub.errors import StyleNATHubError, TrainingError
+from stylenat_hub.errors import InputError, StyleNATHubError, TrainingError
+from stylenat_hub.models.config import is_whole
 from stylenat_hub.pipeline import GANPipeline
 from training import checkpoints
 from training.augment import Consistency, adjust_ada, make_augmentation, take
@@ -27,6 +30,7 @@ from training.randomness import shard_rows, stream
 from training.recipes import Recipe
 from training.steps import Game, Players, Shard
 
+PATIENCE = 5.0  # seconds, from one Ctrl-C to the next, after which the second is meant
 _PURPOSES = ("real", "fake", "generator")  # where the augmentation in front of the discriminator acts
 
 
@@ -45,6 +49,17 @@ class Schedule:
     samples: int = 64
     metric_every: int = 50_000
     stop_at: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "samples", "checkpoints_total_limit", "stop_at"):
+            self._require(name, 1)
+        for name in ("checkpoint_every", "sample_every", "metric_every"):
+            self._require(name, 0)
+
+    def _require(self, name: str, low: int) -> None:
+        value = getattr(self, name)
+        if value is not None and not is_whole(value, low, 1 << 50):
+            raise InputError(f"Schedule.{name} is {value!r}; allowed: a whole number from {low}")
 
 
 class Trainer:
@@ -164,10 +179,15 @@ class Trainer:
         only one may have noticed, and they save together or not at all."""
         try:
             return next(batches)
-        except StyleNATHubError:
+        except (StyleNATHubError, RuntimeError) as error:
             if self.accelerator.num_processes == 1 and self.images > 0:
                 self._finish()
-            raise
+            if isinstance(error, StyleNATHubError):
+                raise
+            raise InputError(
+                f"reading pictures failed ({' '.join(str(error).split())}); if a worker was killed, memory "
+                "is short: try fewer --workers"
+            ) from error
 
     def step(self, pictures: torch.Tensor) -> None:
         """One step and whatever is due after it."""
@@ -284,6 +304,7 @@ class Trainer:
             "seconds": self.monitor.elapsed() if self.monitor else self.seconds,
             "ada_strength": self.strength,
             "processes": self.accelerator.num_processes,
+            "precision": self.accelerator.mixed_precision,
             "scalers": {"g": self.game.g_scaler.state_dict(), "d": self.game.d_scaler.state_dict()},
             **self.facts,
         }
@@ -310,12 +331,21 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Let the step in progress end after SIGINT or SIGTERM; a second one interrupts at once."""
+        """Let the step in progress end after SIGINT or SIGTERM; a SIGINT some time later interrupts."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python lets only the main thread handle signals
+            return
+
+        first = 0.0
 
         def remember(number: int, _frame: Any) -> None:
+            nonlocal first
             if self._signal is not None:
-                raise KeyboardInterrupt
-            self._signal = number
+                # Launchers pass on what the terminal sends anyway, so a repetition at once means nothing.
+                if number == signal.SIGINT and time.monotonic() - first > PATIENCE:
+                    raise KeyboardInterrupt
+                return
+            self._signal, first = number, time.monotonic()
             if self.monitor is not None:
                 self.monitor.say(f"{signal.Signals(number).name}: saving a checkpoint after this step")
 

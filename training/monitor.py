@@ -128,7 +128,7 @@ class Monitor:
         """Drop rows that a run wrote after the checkpoint from which it now goes on."""
         path = self.output / LOG
         if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _images_of(line) <= images]
             if kept != lines:
                 with whole_file(path) as temporary:
@@ -138,6 +138,6 @@ class Monitor:
 def _images_of(line: str) -> float:
     """The images of a row; of one that was cut off in the middle infinity."""
     try:
-        return json.loads(line)["images"]
+        return float(json.loads(line)["images"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return math.inf

@@ -54,6 +54,7 @@ def prepare(
     strict: bool = False,
     workers: int | None = None,
     allow_upscaling: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> Report:
     """Write the pictures of a source, cropped and resized to `size` x `size` pixels, into a zip of PNGs:
@@ -74,6 +75,8 @@ def prepare(
         )
     source = source if isinstance(source, Source) else open_source(os.fspath(source), split)
     _check_not_the_source(source, target)
+    if target.exists() and not overwrite:
+        raise InputError(f"{str(target)!r} exists; name another output, or add --overwrite")
     total = min(len(source), limit or len(source))
     encoded = _encoded(source, size, allow_upscaling, workers)
     with (
@@ -160,6 +163,7 @@ def main(
     allow_upscaling: Annotated[
         bool, typer.Option("--allow-upscaling", help="Enlarge pictures that are too small.")
     ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Crop and resize pictures into a zip file to train from."""
@@ -173,6 +177,7 @@ def main(
             strict=strict,
             workers=workers,
             allow_upscaling=allow_upscaling,
+            overwrite=overwrite,
         )
         if report.skipped:
             typer.echo(f"left out {len(report.skipped)} pictures:", err=True)

@@ -232,7 +232,7 @@ class Recipe(ModelConfig):
             self.require(isinstance(getattr(self, name), Mapping), name, "fields of the model's config")
         self.require_whole("batch", 1, 1 << 20)
         self.require_whole("images", 1, 1 << 50)
-        self.require_whole("seed", 0, 1 << 32)
+        self.require_whole("seed", 0, (1 << 32) - 1)
         for name in ("d_lr", "g_lr"):
             self.require_number(name, 0, 1)
         self.require_number("ema_half_life", 0, 1e12)
@@ -240,6 +240,9 @@ class Recipe(ModelConfig):
         self.require(is_number(self.beta2, 0, 1) and self.beta2 < 1, "beta2", "a number between 0 and 1")
         self.require_choice("loss", LOSSES)
         self.require_choice("augment", ("none", *AUGMENTATIONS))
+        # ADA watches sign(D(real)), which means nothing where only differences of logits count.
+        blind = self.augment == "ada" and LOSSES.get(self.loss, LOSSES["logistic"]).paired
+        self.require(not blind, "augment", f"none or diffaugment with the loss {self.loss!r}")
         for name in ("r1", "r2", "bcr_real", "bcr_fake"):
             self.require(is_number(getattr(self, name), -1e-300, 1e9), name, "a number from 0")
         known = isinstance(self.bcr_policy, tuple) and set(self.bcr_policy) <= set(OPERATIONS)
@@ -253,7 +256,7 @@ class Recipe(ModelConfig):
         self.require(
             self.decay_start is None or is_whole(self.decay_start, 0, self.images - 1),
             "decay_start",
-            f"null, or a whole number below images ({self.images})",
+            f"null (--set decay_start=null), or a whole number below images ({self.images})",
         )
         for name in ("clip_d", "ema_ramp_up"):
             value = getattr(self, name)

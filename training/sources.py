@@ -271,6 +271,8 @@ class LMDBSource(Source):
             sizes = ", ".join(map(str, found))
             raise InputError(f"the LMDB {name!r} has no pictures of {resolution} px; it has: {sizes}")
         self.resolution, self.length = resolution or found[-1], int(length)
+        if self.length >= (entries := self.environment().stat()["entries"]):
+            raise InputError(f"the LMDB {name!r} says length {self.length}, but has {entries} entries")
 
     def __len__(self) -> int:
         return self.length

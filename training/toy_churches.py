@@ -27,6 +27,7 @@ from stylenat_hub.errors import InputError
 from stylenat_hub.files import whole_file
 
 STYLES = ("day", "snow-night")
+LARGEST = 2048  # px; four times that is drawn
 OVERSAMPLING = 4  # drawn so many times larger and shrunk, which smooths the edges
 Color = tuple[int, int, int]
 
@@ -38,8 +39,10 @@ def draw_church(number: int, size: int = 64, style: str = "day") -> Image.Image:
     """
     if style not in STYLES:
         raise InputError(f"style is {style!r}; allowed: {', '.join(STYLES)}")
-    if size < 8 or number < 0:
-        raise InputError(f"size is {size} and number is {number}; allowed: sizes from 8, numbers from 0")
+    if not 8 <= size <= LARGEST or number < 0:
+        raise InputError(
+            f"size is {size} and number is {number}; allowed: sizes from 8 to {LARGEST}, numbers from 0"
+        )
     scene = _Scene(random.Random(number), size * OVERSAMPLING, style)
     scene.sky()
     scene.hills()

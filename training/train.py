@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
         main()
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,8 +38,10 @@ from training.loop import Schedule, Trainer
 from training.recipes import Recipe
 from training.setup import facts_of, new_players, stored_players, trained_players
 from training.sources import Source, open_source
+from training.steps import Players
 
 CHANGEABLE = ("images", "decay_start", "d_lr", "g_lr", "r1", "r2", "clip_d")  # by --set when a run goes on
+DEFAULT_METRIC_IMAGES = 1_000
 TRACKERS = ("tensorboard", "wandb", "none")
 
 
@@ -47,8 +50,9 @@ class Options:
     """What changes how a run is computed and watched, and not what it learns.
 
     mixed_precision: "no", "bf16", "fp16", or None for what `accelerate launch` says. workers: processes that
-    read pictures. metric_images: pictures of each set that the metric compares. eval_data: pictures that the
-    metric compares with; by default the training data. split: of a Hugging Face data set.
+    read pictures. metric_images: pictures of each set that the metric compares; None: 1,000, or all if the
+    data has fewer. eval_data: pictures that the metric compares with; by default the training data. split: of
+    a Hugging Face data set.
     """
 
     schedule: Schedule = field(default_factory=Schedule)
@@ -62,7 +66,7 @@ class Options:
     accept_changed_data: bool = False
     tracker: str = "tensorboard"
     metric: str = "swd"
-    metric_images: int = 1_000
+    metric_images: int | None = None
     eval_data: str | None = None
     split: str = "train"
 
@@ -82,67 +86,104 @@ def train(
 
     recipe: what to learn; None takes `tiny`, or with `resume` the checkpoint's own, which counts in any case:
     there a recipe of other networks is refused, and of `overrides` (single fields that the user asked for)
-    only those in `CHANGEABLE` may differ. data: see `sources.open_source`. output:
-    the run's folder. source, discriminator: trained weights to start from, see `setup.trained_players`.
-    resume: "latest", "auto" (latest if there is one), or a checkpoint's folder.
+    only those in `CHANGEABLE` may differ. data: see `sources.open_source`. output: the run's folder. source,
+    discriminator: trained weights to start from, see `setup.trained_players`. resume: "latest", "auto"
+    (latest if there is one), or a checkpoint's folder.
 
     Raises `StyleNATHubError`s, each one sentence.
     """
     options = options or Options()
     output = user_path(output)
+    if discriminator is not None and source is None:
+        raise InputError("--discriminator goes with --from: name the generator to fine-tune too")
     check_writable(output)
     checkpoint = _checkpoint(output, resume)
     checkpoints.check_output(output, checkpoint.path if checkpoint else None)
     accelerator = _accelerator(output, options)
-    if checkpoint is not None:
-        recipe = _resumed_recipe(checkpoint, recipe, overrides or {})
-        players = stored_players(recipe, checkpoint.state)
-        said = f"going on from {checkpoint.path.name}"
-    elif source is not None:
-        recipe = recipe or Recipe.preset("fine-tune", **(overrides or {}))
-        players, said = trained_players(recipe, source, discriminator)
-        said = f"starting from {said}"
-    else:
-        recipe = recipe or Recipe.preset("tiny", **(overrides or {}))
-        players, said = new_players(recipe), "starting from random weights"
-    pictures = _pictures(data, players.generator.resolution, recipe, options)
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(checkpoints.locked(output))
+        if checkpoint is not None:
+            recipe = _resumed_recipe(checkpoint, recipe, overrides or {})
+            players = stored_players(recipe, checkpoint.state)
+            said = f"going on from {checkpoint.path.name}"
+        elif source is not None:
+            recipe = _with(recipe or Recipe.preset("fine-tune"), overrides)
+            players, said = trained_players(recipe, source, discriminator)
+            said = f"starting from {said}"
+        else:
+            recipe = _with(recipe or Recipe.preset("tiny"), overrides)
+            players, said = new_players(recipe), "starting from random weights"
+        pictures = _pictures(data, players.generator.resolution, recipe, options)
+        trainer = _trainer(recipe, players, pictures, accelerator, output, options)
+        trainer.facts["started_from"] = _name_of(source)
+        if checkpoint is not None:
+            _take_up(trainer, checkpoint, options)
+        if accelerator.is_main_process:
+            _clean_up(output, trainer.images)
+            _print_start(said, trainer, pictures)
+        return _run(trainer, pictures, options)
+
+
+def _trainer(
+    recipe: Recipe,
+    players: Players,
+    pictures: Pictures,
+    accelerator: Accelerator,
+    output: Path,
+    options: Options,
+) -> Trainer:
+    """The trainer, its networks on their device and equal in all processes."""
+    _check_space(output, players)
+    metric = _metric(options, pictures, players.generator.resolution)
     facts = {
         **facts_of(players),
         "data": {"fingerprint": pictures.source.fingerprint, "pictures": len(pictures.source)},
-        "started_from": checkpoint.state["started_from"] if checkpoint else _name_of(source),
         "versions": {"stylenat_hub": stylenat_hub.__version__, "torch": torch.__version__},
     }
-    _check_space(output, players)
-    if checkpoint is not None and not options.accept_changed_data:
-        _check_same_data(checkpoint, facts["data"])
     for model in vars(players).values():
         model.to(accelerator.device)
     _agree(players)
     if options.gradient_checkpointing:
         players.generator.enable_gradient_checkpointing()
-    trainer = Trainer(
+    # For what draws outside of `randomness`, which is nothing of ours.
+    set_seed((recipe.seed + accelerator.process_index) % 2**32)
+    return Trainer(
         recipe,
         players,
         accelerator,
         output,
         schedule=options.schedule,
         facts=facts,
-        metric=_metric(options, pictures, players.generator.resolution),
+        metric=metric,
         accumulate=options.accumulate,
         compiled=options.compiled,
     )
-    set_seed(recipe.seed, device_specific=True)  # for what draws outside of `randomness`: nothing of ours
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
-        checkpoint = None  # its tensors are as large as the networks
-    if accelerator.is_main_process:
-        checkpoints.remove_unfinished(output)
-        for path in checkpoints.set_aside_newer(output, trainer.images):
-            print(f"set aside what is after {trainer.images:,} images: {path.name}", flush=True)
-        _print_start(said, trainer, pictures)
-    sampler = ShardSampler(trainer.images, recipe.batch, trainer.flat_rows)
+
+
+def _take_up(trainer: Trainer, checkpoint: checkpoints.Checkpoint, options: Options) -> None:
+    """Continue where the checkpoint ends."""
+    if not options.accept_changed_data:
+        _check_same_data(checkpoint, trainer.facts["data"])
+    trainer.facts["started_from"] = checkpoint.state["started_from"]
+    trainer.restore(checkpoint)
+    before, now = checkpoint.state.get("precision"), trainer.accelerator.mixed_precision
+    if before not in (None, now):
+        trainer.accelerator.print(f"the precision was {before} and is now {now}: not the same to the bit")
+
+
+def _clean_up(output: Path, images: int) -> None:
+    """Remove what a killed process left, and set aside the checkpoints of another branch."""
+    checkpoints.remove_unfinished(output)
+    for path in checkpoints.set_aside_newer(output, images):
+        print(f"set aside what is after {images:,} images: {path.name}", flush=True)
+
+
+def _run(trainer: Trainer, pictures: Pictures, options: Options) -> tuple[str, Path]:
+    accelerator = trainer.accelerator
+    sampler = ShardSampler(trainer.images, trainer.recipe.batch, trainer.flat_rows)
     batches = loader(pictures, sampler, options.workers, accelerator.device.type == "cuda")
-    _start_tracker(accelerator, recipe, options)
+    _start_tracker(accelerator, trainer.recipe, options)
     try:
         why = trainer.run(batches)
     finally:
@@ -206,6 +247,11 @@ def _checkpoint(output: Path, resume: str | None) -> checkpoints.Checkpoint | No
     return checkpoints.find_checkpoint(output, "latest" if resume == "auto" else resume)
 
 
+def _with(recipe: Recipe, overrides: Mapping[str, Any] | None) -> Recipe:
+    """The recipe with single fields replaced. Raises `ConfigError`."""
+    return Recipe.from_dict({**recipe.to_dict(), **(overrides or {})})
+
+
 def _resumed_recipe(
     checkpoint: checkpoints.Checkpoint, recipe: Recipe | None, overrides: Mapping[str, Any]
 ) -> Recipe:
@@ -217,7 +263,7 @@ def _resumed_recipe(
                 f"the run in {str(checkpoint.path)!r} is of another recipe: its {name} is "
                 f"{getattr(own, name)!r}, not {getattr(recipe, name)!r}; leave out --preset to go on with it"
             )
-    asked = Recipe.from_dict({**own.to_dict(), **overrides})
+    asked = _with(own, overrides)
     for name in overrides:
         # Lazy or not decides on Adam's beta, and with it on what its moments mean.
         allowed = name in CHANGEABLE and asked.lazy == own.lazy
@@ -281,7 +327,8 @@ def _metric(options: Options, pictures: Pictures, resolution: int) -> Any:
     if options.eval_data:
         source = open_source(options.eval_data, options.split)
         check_source(source, resolution, options.allow_upscaling)
-    return METRICS[options.metric](source, resolution, options.metric_images, options.allow_upscaling)
+    count = options.metric_images or min(DEFAULT_METRIC_IMAGES, len(source))
+    return METRICS[options.metric](source, resolution, count, options.allow_upscaling)
 
 
 def _print_start(said: str, trainer: Trainer, pictures: Pictures) -> None:
