@@ -36,7 +36,10 @@ def describe(source: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:
         "types": sorted({kind for _, kind in headers.values()}),
         "w_avg": "known" if mean is not None and bool(torch.isfinite(mean).all()) else "not known",
     }
-    return {"name": location.name, **_shape(cls, config), "weights": weights}
+    facts = {"name": location.name, **_shape(cls, config)}
+    if name in CHECKPOINTS and not os.path.isdir(name):  # it ships with this package
+        facts["record"] = dataclasses.asdict(CHECKPOINTS[name])
+    return {**facts, "weights": weights}
 
 
 def _without_weights(name: str) -> dict[str, Any]:

@@ -32,8 +32,9 @@ def read_curve(run: Path, metric: str) -> tuple[list[int], list[float]]:
     return list(images), list(values)
 
 
-def draw_curves(runs: list[Path], metric: str, output: Path) -> None:
-    """One line per run, named after its folder, as a PNG written whole or not at all."""
+def draw_curves(runs: list[Path], metric: str, output: Path, *, log: bool = False) -> None:
+    """One line per run, named after its folder, as a PNG written whole or not at all. log: a logarithmic
+    axis for the values."""
     curves = {run.name: read_curve(run, metric) for run in runs}
     try:
         from matplotlib.figure import Figure
@@ -44,7 +45,10 @@ def draw_curves(runs: list[Path], metric: str, output: Path) -> None:
     for name, (images, values) in curves.items():
         axes.plot(images, values, marker="o", markersize=3, label=name)
     axes.set(xlabel="images seen", ylabel=metric)
-    axes.set_ylim(bottom=0 if min(min(values) for _, values in curves.values()) >= 0 else None)
+    if log:
+        axes.set_yscale("log")
+    elif min(min(values) for _, values in curves.values()) >= 0:
+        axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
     with whole_file(output) as temporary:
@@ -59,11 +63,12 @@ def main(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
     output: Annotated[Path, typer.Option(metavar="FILE", help="PNG to write.")],
     metric: Annotated[str, typer.Option(help="Name of a column of metrics.jsonl.")] = "swd",
+    log: Annotated[bool, typer.Option("--log", help="Logarithmic axis.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Draw a metric of several runs into one picture."""
     with one_sentence(debug):
-        draw_curves(runs, metric, output)
+        draw_curves(runs, metric, output, log=log)
 
 
 if __name__ == "__main__":
