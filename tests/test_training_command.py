@@ -9,8 +9,8 @@ import zipfile
 
 import pytest
 import torch
+from commands import FAST, here, run, wrong
 
-from runs import FAST, here, run, wrong
 from stylenat_hub import GANPipeline, WaveletDiscriminator
 from stylenat_hub.errors import InputError
 from training import checkpoints

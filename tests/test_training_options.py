@@ -10,8 +10,8 @@ import sys
 
 import pytest
 import torch
+from commands import FAST, here, run, start, wait_for, wrong
 
-from runs import FAST, here, run, start, wait_for, wrong
 from stylenat_hub import GANPipeline
 from stylenat_hub.errors import InputError, WeightsError
 from training import checkpoints, export, launch
