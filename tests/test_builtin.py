@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,13 @@ def test_its_discriminator_is_in_the_clone_and_tells_drawings_from_noise():
     with torch.no_grad():
         real, noise = (judge((x - mean) / std) for x in (drawings, torch.rand(8, 3, 32, 32)))
     assert real.mean() > noise.mean()
+
+
+@pytest.mark.parametrize(
+    "card", ["README.md", "stylenat_hub/builtin/toy-church/README.md", "model_cards/toy-church/README.md"]
+)
+def test_what_a_document_links_to_is_there(card):
+    text = (ROOT / card).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    missing = [link for link in links if not (ROOT / card).parent.joinpath(link).exists()]
+    assert not missing and not re.search(r"FILL|TODO|draft", text)
