@@ -155,8 +155,8 @@ def _check_replaceable(
     overwrite: Sequence[str] | None,
     inputs: Sequence[str | os.PathLike[str]],
 ) -> None:
-    found = [name for entry in entries for name in _files(entry) if entry.name not in _HARMLESS]
-    if not found:
+    entries = [entry for entry in entries if entry.name not in _HARMLESS]
+    if not entries:
         return
     name = repr(str(target))
     if overwrite is None:
@@ -165,6 +165,8 @@ def _check_replaceable(
         raise InputError(
             f"the output folder {name} {reason}, so it is not overwritten; name a folder that does not exist"
         )
+    # After that, because it walks through all of the folder, which would be long for the root.
+    found = [name for entry in entries for name in _files(entry)]
     foreign = [name for name in found if name not in overwrite and name.partition("/")[0] not in overwrite]
     if foreign or overwrite[0] not in found:
         why = f"holds {foreign[0]!r}" if foreign else f"has no {overwrite[0]!r}"
