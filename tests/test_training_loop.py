@@ -194,6 +194,28 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(tmp_path, number
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.parametrize("where", ["metric", "grid"])
+def test_a_signal_drops_a_measurement_and_saves(tmp_path, where):
+    """Before the first step, where a measurement may take minutes."""
+    reached = []
+
+    def slow(*_arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        reached.append("the end")  # not reached: the handler raises
+        return {"swd": 1.0}
+
+    run = trainer(tmp_path / "run", images=400, **{"metric_every": 400, "sample_every": 400})
+    run.metric = slow if where == "metric" else lambda _generator: reached.append("the metric")
+    if where == "grid":
+        run._sample = slow
+    assert run.run(pictures()) == "stopped by SIGTERM"
+    assert reached == [] and run.saved.name == "images-000000000"
+    again = trainer(tmp_path / "run", images=16)
+    again.restore(checkpoints.find_checkpoint(tmp_path / "run"))
+    again.run(pictures())
+    assert again.images == 16
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     trainer(tmp_path / "run", images=48, checkpoint_every=8, checkpoints_total_limit=2).run(pictures())
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
@@ -212,6 +234,7 @@ def test_grids_and_the_log_come_when_they_are_due(tmp_path):
     run.metric = metric
     run.run(pictures())
     assert sorted(p.name for p in (output / "samples").iterdir()) == [
+        "images-000000000.png",
         "images-000000024.png",
         "images-000000040.png",
     ]

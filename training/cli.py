@@ -56,7 +56,7 @@ def train(
     resume: Annotated[
         str | None,
         typer.Option(
-            metavar="latest|auto|DIR", help="Go on: from the newest checkpoint, if any, or this one."
+            metavar="latest|auto|DIR", help="Go on: latest wants a checkpoint, auto starts anew without one."
         ),
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Length of the training, in images.")] = None,
@@ -64,11 +64,14 @@ def train(
     loss: Annotated[str | None, typer.Option(help="logistic or relativistic (R3GAN; set r2 too).")] = None,
     augment: Annotated[str | None, typer.Option(help="none, diffaugment or ada.")] = None,
     freeze_d: Annotated[
-        int | None, typer.Option(min=0, help="Finest scales of D to keep as they are.")
+        int | None, typer.Option(min=0, help="Finest scales of the discriminator to keep.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, data order and every draw.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any field of the recipe; repeat.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Any field of the recipe (training/recipes.py); repeat."
+        ),
     ] = None,
     mixed_precision: Annotated[
         str | None, typer.Option(help="no, bf16 or fp16; default: what accelerate launch says.")
@@ -79,7 +82,9 @@ def train(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, about a third more time.")
     ] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="Draw through torch.compile.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the generator; minutes to warm up.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 2,
     strict_data: Annotated[bool, typer.Option("--strict-data", help="Stop at a broken picture.")] = False,
     allow_upscaling: Annotated[
@@ -107,7 +112,10 @@ def train(
         int | None, typer.Option(min=1, help="End after so many images, to go on later.")
     ] = None,
     list_presets: Annotated[
-        bool, typer.Option("--list-presets", is_eager=True, callback=lambda on: _list_presets(on))
+        bool,
+        typer.Option(
+            "--list-presets", is_eager=True, callback=lambda on: _list_presets(on), help="Show the recipes."
+        ),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -170,7 +178,8 @@ def _list_presets(wanted: bool) -> None:
         from training.recipes import RECIPES
 
         for name, recipe in RECIPES.items():
-            typer.echo(f"{name:24} batch {recipe['batch']:>4}, {recipe['images']:>11,} images")
+            of = f"{recipe.get('family', 'stylenat')}-{recipe['shape']}" if recipe["shape"] else "any model"
+            typer.echo(f"{name:24} {of:20} batch {recipe['batch']:>4}, {recipe['images']:>11,} images")
         raise typer.Exit
 
 

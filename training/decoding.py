@@ -34,7 +34,7 @@ class TooSmall(InputError):
         self.reason = f"it is {size[0]} x {size[1]} pixels, below the resolution of {resolution}"
 
     def __str__(self) -> str:
-        return f"{self.label!r}: {self.reason}; remove it, choose less, or add --allow-upscaling"
+        return f"{self.label!r}: {self.reason}; remove it, choose a smaller size, or add --allow-upscaling"
 
 
 def decode(data: bytes) -> Image.Image:

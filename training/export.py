@@ -131,7 +131,7 @@ def main(
     skip_discriminator: Annotated[bool, typer.Option("--skip-discriminator", help="Leave it out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
     push_to_hub: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="Upload it too.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="Of a new repository on the Hub.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make the new repository private.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Turn a checkpoint of a run into a folder that `GANPipeline.from_pretrained` reads."""

@@ -62,6 +62,10 @@ class Schedule:
             raise InputError(f"Schedule.{name} is {value!r}; allowed: a whole number from {low}")
 
 
+class _Dropped(KeyboardInterrupt):
+    """A signal during work that may be dropped; a KeyboardInterrupt, so that nothing else swallows it."""
+
+
 class Trainer:
     """One run. Every process makes one, with the same arguments.
 
@@ -109,6 +113,7 @@ class Trainer:
         self.rows = self._my_rows()
         self.monitor: Monitor | None = None
         self._signal: int | None = None
+        self._droppable = False
 
     @property
     def flat_rows(self) -> list[int]:
@@ -164,10 +169,14 @@ class Trainer:
         )
         with self._signals(), contextlib.closing(self.monitor):
             batches = iter(batches)
-            if self.metric is not None and self.schedule.metric_every and self.images == 0:
-                self._on_main(self._measure)  # of the untrained networks, or before fine-tuning
+            if self.images == 0:  # what is there before training, or before fine-tuning
+                if self.schedule.sample_every:
+                    self._on_main(self._sample)
+                if self.metric is not None and self.schedule.metric_every:
+                    self._on_main(self._measure)
             while self.images < end:
-                self.step(self._next(batches))
+                if not self._asked_to_stop():
+                    self.step(self._next(batches))
                 if self._asked_to_stop():
                     self._finish()
                     return f"stopped by {signal.Signals(self._signal or signal.SIGTERM).name}"
@@ -234,8 +243,15 @@ class Trainer:
         )
 
     def _on_main(self, work: Callable[[], None]) -> None:
-        if self.accelerator.is_main_process:
-            work()
+        """Do in the main process what may be dropped if the run is to stop: a grid, a measurement."""
+        if self.accelerator.is_main_process and self._signal is None:
+            self._droppable = True
+            try:
+                work()
+            except _Dropped:
+                pass
+            finally:
+                self._droppable = False
         self.accelerator.wait_for_everyone()
 
     def _pipeline(self) -> GANPipeline:
@@ -250,7 +266,11 @@ class Trainer:
 
     def _measure(self) -> None:
         assert self.monitor is not None and self.metric is not None
-        row = dict(self.metric(self.players.average))
+        self.monitor.bar.set_description("measuring")
+        try:
+            row = dict(self.metric(self.players.average))
+        finally:
+            self.monitor.bar.set_description(None)
         self.monitor.write(self.images, row)
         self.monitor.say(
             f"{self.images:,} images: " + ", ".join(f"{name} {value:.2f}" for name, value in row.items())
@@ -348,6 +368,8 @@ class Trainer:
             self._signal, first = number, time.monotonic()
             if self.monitor is not None:
                 self.monitor.say(f"{signal.Signals(number).name}: saving a checkpoint after this step")
+            if self._droppable:
+                raise _Dropped
 
         before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

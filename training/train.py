@@ -333,13 +333,15 @@ def _metric(options: Options, pictures: Pictures, resolution: int) -> Any:
 
 def _print_start(said: str, trainer: Trainer, pictures: Pictures) -> None:
     recipe, players = trainer.recipe, trainer.players
+    precision = trainer.accelerator.mixed_precision.replace("no", "float32")
     sizes = [
         sum(p.numel() for p in model.parameters()) for model in (players.generator, players.discriminator)
     ]
     print(
         f"{said}; {players.generator.resolution} px, generator {sizes[0]:,} and discriminator {sizes[1]:,} "
         f"parameters; {len(pictures.source):,} pictures; batch {recipe.batch} on "
-        f"{trainer.accelerator.num_processes} process(es), {trainer.accelerator.device.type}, precision "
-        f"{trainer.accelerator.mixed_precision}; image {trainer.images:,} of {recipe.images:,}",
+        f"{trainer.accelerator.num_processes} process(es), {trainer.accelerator.device.type}, "
+        f"{torch.get_num_threads()} thread(s), precision {precision}; image {trainer.images:,} of "
+        f"{recipe.images:,}",
         flush=True,
     )
