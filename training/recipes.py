@@ -70,7 +70,8 @@ def _pyramid(most: int) -> dict[str, Any]:
 _TOY = {
     "shape": "toy-church",
     "batch": 16,
-    "images": 400_000,
+    "images": 116_000,
+    "decay_start": 94_000,
     "d_lr": 4e-4,
     "g_lr": 2e-4,
     "r1": 1.0,
