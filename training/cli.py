@@ -80,7 +80,7 @@ def train(
         int, typer.Option(min=1, help="Forward and backward passes per step and process.")
     ] = 1,
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, about a third more time.")
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
     ] = False,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the generator; minutes to warm up.")
