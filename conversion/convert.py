@@ -19,7 +19,6 @@ if __name__ == "__main__":
         main()
 
 import difflib
-import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -39,18 +38,10 @@ from stylenat_hub.models.family import Family
 from stylenat_hub.pipeline import GANPipeline
 from stylenat_hub.registry import FAMILIES
 from stylenat_hub.summary import table
-from stylenat_hub.weights import file_names, system_errors
+from stylenat_hub.weights import check_same_weights, fingerprint, pipeline_files, system_errors
 
 # What a conversion leaves in its folder, and what may be added to it; the first is in every one.
-RESULT = (
-    "conversion.json",
-    "model_index.json",
-    *(
-        f"{part}/{name}"
-        for part in ("generator", "discriminator")
-        for name in ("config.json", file_names(None)[0])
-    ),
-)
+RESULT = pipeline_files("conversion.json")
 
 
 @dataclass(frozen=True)
@@ -146,7 +137,7 @@ def convert(
         (folder / RESULT[0]).write_text(record, encoding="utf-8")
         _check_reload(generator, folder)
         if discriminator is not None:
-            _check_same_weights(discriminator, type(discriminator).from_pretrained(folder))
+            check_same_weights(discriminator, type(discriminator).from_pretrained(folder))
     return report
 
 
@@ -220,7 +211,7 @@ def _check_reload(generator: Any, folder: Path) -> None:
             "the generator's picture holds NaN or infinite values; its training run had diverged"
         )
     reloaded = GANPipeline.from_pretrained(folder).generator.eval()
-    _check_same_weights(generator, reloaded)
+    check_same_weights(generator, reloaded)
     # The picture up to the rounding of sums, which may differ between two calls.
     again = reloaded(latent, truncation_psi=0.7)
     if not torch.allclose(picture, again, rtol=0, atol=1e-5 * picture.abs().max().item()):
@@ -229,20 +220,10 @@ def _check_reload(generator: Any, folder: Path) -> None:
         )
 
 
-def _check_same_weights(model: Any, reloaded: Any) -> None:
-    before, after = model.state_dict(), reloaded.state_dict()
-    if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
-        raise WeightsError("what was written reloads to other weights, so it was dropped; please report this")
-
-
 def _record(source: Path, container: Container, family: Family, weights: str) -> dict[str, Any]:
     """Where the weights come from: no times and no folders in it, so equal input gives equal bytes."""
-    digest = hashlib.sha256()
-    with source.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
     return {
-        "source": {"file": source.name, "bytes": source.stat().st_size, "sha256": digest.hexdigest()},
+        "source": {"file": source.name, **fingerprint(source)},
         "family": family.name,
         "container": container.layout,
         "weights": weights,

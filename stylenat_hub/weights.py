@@ -7,6 +7,7 @@ index.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -33,6 +34,26 @@ def file_names(variant: str | None) -> tuple[str, str, str]:
     middle = f".{variant}" if variant else ""
     index = f"{_STEM}.safetensors.index{middle}.json"
     return f"{_STEM}{middle}.safetensors", index, f"{_STEM}{middle}-*-of-*.safetensors"
+
+
+def pipeline_files(record: str) -> tuple[str, ...]:
+    """The files of a pipeline folder that was made from something else. record: the one that says from what;
+    it is first, because it is in every such folder."""
+    parts = ("generator", "discriminator")
+    return (
+        record,
+        "model_index.json",
+        *(f"{part}/{name}" for part in parts for name in ("config.json", file_names(None)[0])),
+    )
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Size (`bytes`) and SHA-256 (`sha256`, hexadecimal) of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -184,6 +205,13 @@ def check_finite(model: torch.nn.Module, where: str) -> None:
             f"the tensor {name!r} of {where} holds NaN or infinite values in {tensor.dtype}; training had "
             "diverged, the file is damaged, or dtype= names a type with too small a range"
         )
+
+
+def check_same_weights(model: torch.nn.Module, reloaded: torch.nn.Module) -> None:
+    """Raise `WeightsError` if what was written came back as something else."""
+    before, after = model.state_dict(), reloaded.state_dict()
+    if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
+        raise WeightsError("what was written reloads to other weights, so it was dropped; please report this")
 
 
 @contextlib.contextmanager

@@ -147,7 +147,7 @@ def test_export_refuses_and_loses_nothing(tmp_path, finished, monkeypatch):
     wrong(finished, "--output", target, says="--overwrite", command=EXPORT)
     wrong(finished, "--output", tmp_path / "n", "--dtype", "int8", says="float32, bfloat16", command=EXPORT)
     wrong(tmp_path / "nothing", "--output", tmp_path / "n", says="there is no checkpoint", command=EXPORT)
-    monkeypatch.setattr(export, "_check_reload", lambda *_: 1 / 0)
+    monkeypatch.setattr(export, "check_same_weights", lambda *_: 1 / 0)
     wrong(finished, "--output", target, "--overwrite", says="ZeroDivisionError", command=EXPORT)
     assert {path.name: path.read_bytes() for path in target.rglob("*") if path.is_file()} == before
     monkeypatch.undo()

@@ -25,11 +25,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stylenat_hub.benchmark import in_fresh_process, machine, resident_peak
 from stylenat_hub.cli import one_sentence
 from stylenat_hub.files import whole_file
-from training.augment import Consistency, make_augmentation
 from training.randomness import stream
 from training.recipes import Recipe
 from training.setup import new_players
-from training.steps import Game, Shard
+from training.steps import Game, Shard, augmentations
 
 _PRODUCTS = {
     torch.ops.aten.mm.default,
@@ -155,10 +154,7 @@ def _game(
         model.to(device)
     if checkpointing:
         players.generator.enable_gradient_checkpointing()
-    consistency = Consistency(recipe.bcr_policy)
-    config, augment = players.generator.config, None
-    if recipe.augment != "none":
-        augment = make_augmentation(recipe.augment, config["image_mean"], config["image_std"])
+    consistency, augment = augmentations(recipe, players.generator.config)
     kind = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     game = Game(
         recipe,
@@ -172,10 +168,7 @@ def _game(
     size, z_dim = players.generator.resolution, players.generator.z_dim
     real = torch.randn(batch, 3, size, size, generator=source).to(device)
     z_d, z_g = (torch.randn(batch, z_dim, generator=source).to(device) for _ in range(2))
-    draws = {name: consistency.draw(batch, source) for name in ("bcr_real", "bcr_fake")}
-    if augment is not None:
-        draws |= {name: augment.draw(batch, source) for name in ("real", "fake", "generator")}
-    shard = Shard(real, z_d, z_g, draws)
+    shard = Shard(real, z_d, z_g, game.draws(lambda _name: source))
     return game, shard, recipe.penalty_every if recipe.lazy else 1
 
 

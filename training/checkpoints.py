@@ -31,7 +31,7 @@ from torch import nn
 
 from stylenat_hub.errors import InputError, WeightsError
 from stylenat_hub.files import explained, set_modes, user_path
-from stylenat_hub.weights import system_errors
+from stylenat_hub.weights import fingerprint, system_errors
 
 FOLDER = "checkpoints"
 STATE = "state.json"
@@ -107,7 +107,7 @@ def save_checkpoint(output: Path, images: int, tensors: Mapping[str, Tensors], s
             for name, group in tensors.items():
                 path = temporary / f"{name}.safetensors"
                 save_file({key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}, path)
-                files[path.name] = _fingerprint(path)
+                files[path.name] = fingerprint(path)
             state = {"version": VERSION, "images": images, **state, "files": files}
             state["sha256"] = _state_hash(state)
             (temporary / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
@@ -168,7 +168,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         file = path / name
         if not file.is_file():
             raise WeightsError(f"the checkpoint {str(path)!r} has no {name!r}")
-        if _fingerprint(file) != expected:
+        if fingerprint(file) != expected:
             raise WeightsError(f"the checkpoint {str(path)!r} is damaged: {name!r} is not what was written")
         tensors[name.removesuffix(".safetensors")] = load_file(file)
     return Checkpoint(path, state, tensors)
@@ -289,19 +289,6 @@ def required_bytes(models: Mapping[str, nn.Module]) -> int:
         for name, model in models.items()
     }
     return sum(size.values()) + 2 * (size["generator"] + size["discriminator"]) + (1 << 20)
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if sys.version_info >= (3, 11) else _digest(file)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def _digest(file: Any) -> Any:
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest
 
 
 def _flush(path: Path) -> None:

@@ -24,7 +24,7 @@ def read_curve(run: Path, metric: str) -> tuple[list[int], list[float]]:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {str(path)!r} ({error}); name the folder of a run") from error
-    found = [(row["images"], row[metric]) for row in rows if metric in row]
+    found = [(row["images"], row[metric]) for row in rows if row.get(metric) is not None]
     if not found:
         there = ", ".join(sorted({name for row in rows for name in row}))
         raise InputError(f"{str(path)!r} has no {metric!r}; it has: {there or 'nothing'}")

@@ -12,21 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
+from stylenat_hub import signals
 from stylenat_hub.cli import one_sentence
 from stylenat_hub.errors import InputError, WeightsError
 from stylenat_hub.files import check_folder, user_path, whole_folder
-from stylenat_hub.weights import file_names, system_errors
+from stylenat_hub.weights import check_same_weights, pipeline_files, system_errors
 
 # What an export leaves in its folder; the first is in every one.
-RESULT = (
-    "training.json",
-    "model_index.json",
-    *(
-        f"{part}/{name}"
-        for part in ("generator", "discriminator")
-        for name in ("config.json", file_names(None)[0])
-    ),
-)
+RESULT = pipeline_files("training.json")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -79,7 +72,7 @@ def export(
             players.discriminator.to(kind).save_pretrained(folder / "discriminator")
         record = json.dumps(_record(checkpoint.state, weights, dtype), indent=2) + "\n"
         (folder / RESULT[0]).write_text(record, encoding="utf-8")
-        _check_reload(hub.load_generator(folder, dtype=kind), generator)
+        check_same_weights(generator, hub.load_generator(folder, dtype=kind))
     if push_to_hub:
         _push(push_to_hub, user_path(output), private)
     return checkpoint.path
@@ -90,12 +83,6 @@ def _check_fits(model: Any, kind: Any, name: str) -> None:
     lost = [key for key, value in model.state_dict().items() if not bool(value.to(kind).isfinite().all())]
     if lost:
         raise WeightsError(f"{lost[0]!r} has values that {name} cannot hold; export as bfloat16 or float32")
-
-
-def _check_reload(reloaded: Any, model: Any) -> None:
-    before, after = model.state_dict(), reloaded.state_dict()
-    if before.keys() != after.keys() or not all(bool((before[k] == after[k]).all()) for k in before):
-        raise WeightsError("what was written reloads to other weights, so it was dropped; please report this")
 
 
 def _record(state: dict[str, Any], weights: str, dtype: str) -> dict[str, Any]:
@@ -150,4 +137,5 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    with signals.caught():
+        app(prog_name="python -m training.export")

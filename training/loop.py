@@ -24,14 +24,13 @@ from stylenat_hub.errors import InputError, StyleNATHubError, TrainingError
 from stylenat_hub.models.config import is_whole
 from stylenat_hub.pipeline import GANPipeline
 from training import checkpoints
-from training.augment import Consistency, adjust_ada, make_augmentation, take
+from training.augment import adjust_ada, take
 from training.monitor import Metric, Monitor
 from training.randomness import shard_rows, stream
 from training.recipes import Recipe
-from training.steps import Game, Players, Shard
+from training.steps import Game, Players, Shard, augmentations
 
 PATIENCE = 5.0  # seconds, from one Ctrl-C to the next, after which the second is meant
-_PURPOSES = ("real", "fake", "generator")  # where the augmentation in front of the discriminator acts
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,7 @@ class Trainer:
         config = players.generator.config
         self.mean = torch.tensor(config["image_mean"], device=accelerator.device).view(3, 1, 1)
         self.std = torch.tensor(config["image_std"], device=accelerator.device).view(3, 1, 1)
-        self.consistency = Consistency(recipe.bcr_policy) if recipe.bcr_real or recipe.bcr_fake else None
-        self.augment = _augmentation(recipe, config)
+        consistency, augment = augmentations(recipe, config)
         if compiled:
             attention.keep_out_of_compilation()
         several = accelerator.num_processes > 1
@@ -105,8 +103,8 @@ class Trainer:
             players,
             reduce=(lambda tensor: accelerator.reduce(tensor, "mean")) if several else None,
             autocast=accelerator.autocast,
-            consistency=self.consistency,
-            augment=self.augment,
+            consistency=consistency,
+            augment=augment,
             draw=torch.compile(players.generator, dynamic=False) if compiled else None,
             scaled=accelerator.mixed_precision == "fp16",
         )
@@ -114,6 +112,7 @@ class Trainer:
         self.monitor: Monitor | None = None
         self._signal: int | None = None
         self._droppable = False
+        self._mean_style_of: int | None = None  # images
 
     @property
     def flat_rows(self) -> list[int]:
@@ -136,25 +135,12 @@ class Trainer:
             purpose: torch.randn(recipe.batch, z_dim, generator=stream(recipe.seed, purpose, self.images))
             for purpose in ("z_d", "z_g")
         }
-        draws = self._draws()
+        draws = self.game.draws(lambda name: stream(recipe.seed, name, self.images), self.strength)
         shards = []
         for part, rows in zip(real.split([len(rows) for rows in self.rows]), self.rows, strict=True):
             own = {name: latent[rows].to(device) for name, latent in latents.items()}
             shards.append(Shard(part, **own, draws={name: take(d, rows) for name, d in draws.items()}))
         return shards
-
-    def _draws(self) -> dict[str, Any]:
-        """The augmentations' random numbers for the whole batch of all processes."""
-        recipe, draws = self.recipe, {}
-        if self.consistency is not None:
-            for purpose in ("bcr_real", "bcr_fake"):
-                source = stream(recipe.seed, purpose, self.images)
-                draws[purpose] = self.consistency.draw(recipe.batch, source)
-        if self.augment is not None:
-            for purpose in _PURPOSES:
-                source = stream(recipe.seed, f"augment_{purpose}", self.images)
-                draws[purpose] = self.augment.draw(recipe.batch, source, self.strength)
-        return draws
 
     def run(self, batches: Iterable[torch.Tensor]) -> str:
         """Train on uint8 pictures of `flat_rows`, batch after batch, from `images` on. Returns why it ended.
@@ -174,13 +160,11 @@ class Trainer:
                     self._on_main(self._sample)
                 if self.metric is not None and self.schedule.metric_every:
                     self._on_main(self._measure)
-            while self.images < end:
-                if not self._asked_to_stop():
-                    self.step(self._next(batches))
-                if self._asked_to_stop():
-                    self._finish()
-                    return f"stopped by {signal.Signals(self._signal or signal.SIGTERM).name}"
+            while not (stopping := self._asked_to_stop()) and self.images < end:
+                self.step(self._next(batches))
             self._finish()
+        if stopping:
+            return f"stopped by {signal.Signals(self._signal or signal.SIGTERM).name}"
         return "finished" if self.images >= self.recipe.images else "stopped at the asked number of images"
 
     def _next(self, batches: Iterator[torch.Tensor]) -> torch.Tensor:
@@ -254,8 +238,14 @@ class Trainer:
                 self._droppable = False
         self.accelerator.wait_for_everyone()
 
+    def _know_mean_style(self) -> None:
+        """Estimate the averaged generator's `w_avg`, once per state: checkpoint and grid often coincide."""
+        if self._mean_style_of != self.images:
+            self.players.average.estimate_w_avg()
+            self._mean_style_of = self.images
+
     def _pipeline(self) -> GANPipeline:
-        self.players.average.estimate_w_avg()
+        self._know_mean_style()
         pipeline = GANPipeline(generator=self.players.average)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
@@ -289,7 +279,7 @@ class Trainer:
             return
         generators = self._random_states()
         if self.accelerator.is_main_process:
-            self.players.average.estimate_w_avg()
+            self._know_mean_style()
             checkpoints.save_checkpoint(self.output, self.images, self._tensors(generators), self._state())
             checkpoints.remove_old(self.output, self.schedule.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
@@ -346,7 +336,7 @@ class Trainer:
             torch.set_rng_state(tensors["rng"][f"cpu{index}"])
         if f"cuda{index}" in tensors["rng"] and device.type == "cuda":
             torch.cuda.set_rng_state(tensors["rng"][f"cuda{index}"], device)
-        self.images, self.seconds = state["images"], state["seconds"]
+        self.images, self.seconds, self._mean_style_of = state["images"], state["seconds"], None
         self.strength, self.saved = state["ada_strength"], checkpoint.path
 
     @contextlib.contextmanager
@@ -385,9 +375,3 @@ class Trainer:
             return asked
         flag = torch.tensor(float(asked), device=self.accelerator.device)
         return float(self.accelerator.reduce(flag, "sum")) > 0
-
-
-def _augmentation(recipe: Recipe, config: Any) -> Any:
-    if recipe.augment == "none":
-        return None
-    return make_augmentation(recipe.augment, config["image_mean"], config["image_std"])

@@ -37,7 +37,7 @@ class Monitor:
     ) -> None:
         self.output, self.accelerator, self.main = output, accelerator, accelerator.is_main_process
         self.sums: dict[str, tuple[int, torch.Tensor]] = {}
-        self.steps, self.last_images = 0, images
+        self.last_images = images
         self.seconds, self.started = seconds, time.monotonic()
         self.last_seconds = seconds
         if self.main:

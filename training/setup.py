@@ -35,12 +35,12 @@ def new_players(recipe: Recipe) -> Players:
     family = FAMILIES[recipe.family]
     torch.manual_seed(recipe.seed)
     generator = family.generator(family.config.preset(recipe.shape, **recipe.generator))
-    return _players(generator, new_discriminator(family, recipe), recipe)
+    config = family.discriminator.config_class.preset(recipe.shape, **recipe.discriminator)
+    return _players(generator, family.discriminator(config), recipe)
 
 
-def new_discriminator(family: Family, recipe: Recipe) -> Any:
-    config = family.discriminator.config_class
-    return family.discriminator(config.preset(recipe.shape, **recipe.discriminator))
+def _family_of(generator: Any) -> Family:
+    return next(family for family in FAMILIES.values() if isinstance(generator, family.generator))
 
 
 def trained_players(recipe: Recipe, source: str, discriminator: str | None = None) -> tuple[Players, str]:
@@ -52,7 +52,7 @@ def trained_players(recipe: Recipe, source: str, discriminator: str | None = Non
     Raises what `from_pretrained` raises; `InputError` if the two do not fit each other.
     """
     generator = hub.load_generator(source)
-    family = next(f for f in FAMILIES.values() if isinstance(generator, f.generator))
+    family = _family_of(generator)
     _check_fits(recipe, generator, family, source)
     torch.manual_seed(recipe.seed)
     said = f"the generator of {source!r}"
@@ -147,7 +147,7 @@ def stored_players(recipe: Recipe, facts: Mapping[str, Any]) -> Players:
 
 def facts_of(players: Players) -> dict[str, Any]:
     """What `stored_players` needs, as plain data."""
-    family = next(f for f in FAMILIES.values() if isinstance(players.generator, f.generator))
+    family = _family_of(players.generator)
     return {
         "family": family.name,
         "generator": players.generator.typed_config.to_dict(),

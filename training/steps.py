@@ -7,15 +7,16 @@ in training mode moves its spectral norm by one power iteration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 from stylenat_hub.errors import ConfigError
-from training.augment import Augmentation, Draws
+from training.augment import Augmentation, Consistency, Draws, make_augmentation
 from training.ema import ema_decay, update_ema
 from training.losses import LOSSES, balanced_consistency, gradient_penalty, weighted_penalty
 from training.recipes import Recipe
@@ -89,6 +90,18 @@ class Game:
         scalars |= self.update_generator(shards)
         self.update_average(seen)
         return scalars
+
+    def draws(self, source: Callable[[str], torch.Generator], strength: float = 1.0) -> dict[str, Draws]:
+        """The augmentations' random numbers for a whole batch, by purpose. source: the generator of a name.
+        strength: ADA's."""
+        found, batch = {}, self.recipe.batch
+        if self.consistency is not None:
+            for purpose in ("bcr_real", "bcr_fake"):
+                found[purpose] = self.consistency.draw(batch, source(purpose))
+        if self.augment is not None:
+            for purpose in ("real", "fake", "generator"):
+                found[purpose] = self.augment.draw(batch, source(f"augment_{purpose}"), strength)
+        return found
 
     def set_rates(self, factor: float) -> None:
         """Set both learning rates to `factor` times the recipe's; D's is corrected for a lazy penalty."""
@@ -169,7 +182,7 @@ class Game:
                 "d_fake": fake_logits.detach().mean(),
                 "d_sign": real_logits.detach().sign().mean(),
             }
-            if self.consistency is not None and (recipe.bcr_real > 0 or recipe.bcr_fake > 0):
+            if self.consistency is not None:
                 fake_again = judge(self.consistency(fake_seen, shard.draws["bcr_fake"])).float()
                 real_again = judge(self.consistency(real_seen, shard.draws["bcr_real"])).float()
                 loss = loss + balanced_consistency(
@@ -230,6 +243,17 @@ class Game:
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         return norm.detach()
+
+
+def augmentations(
+    recipe: Recipe, config: Mapping[str, Any]
+) -> tuple[Augmentation | None, Augmentation | None]:
+    """The recipe's augmentation of bCR, and the one in front of the discriminator; None where it has none.
+    config: the generator's, for the normalisation of its pictures."""
+    consistency = Consistency(recipe.bcr_policy) if recipe.bcr_real or recipe.bcr_fake else None
+    if recipe.augment == "none":
+        return consistency, None
+    return consistency, make_augmentation(recipe.augment, config["image_mean"], config["image_std"])
 
 
 def optimizers(recipe: Recipe, players: Players) -> tuple[torch.optim.Adam, torch.optim.Adam]:

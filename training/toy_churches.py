@@ -22,6 +22,7 @@ import typer
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
+from stylenat_hub import signals
 from stylenat_hub.cli import one_sentence
 from stylenat_hub.errors import InputError
 from stylenat_hub.files import whole_file
@@ -233,4 +234,5 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    with signals.caught():
+        app(prog_name="python -m training.toy_churches")
