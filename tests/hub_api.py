@@ -22,6 +22,8 @@ def answer(call: Call) -> Answer:
         return _route(call)
     except HubError as error:
         return Answer.of(error)
+    except (LookupError, TypeError, ValueError) as error:
+        return Answer.of(HubError(400, f"Malformed request: {error!r}"))
 
 
 def _route(call: Call) -> Answer:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import socketserver
 import tempfile
@@ -292,6 +293,7 @@ def main(arguments: list[str] | None = None):
     with tempfile.TemporaryDirectory(prefix="hub-home-") as home, HubServer(port) as hub:
         settings = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": home, "HF_TOKEN": "hf_me"}
         print(*(f"export {name}={value}" for name, value in settings.items()), sep="\n", flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder goes, too
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
