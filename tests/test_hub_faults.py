@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,18 @@ def test_downloads(hub, sleeps, tmp_path, monkeypatch):
         hub.fail("explosion")
     with pytest.raises(ValueError, match="no detail"):
         hub.fail("cut", bytes=3)
+
+
+def test_slowly(hub):
+    hub.add_repo("org/model", {"w.safetensors": WEIGHTS})
+    slow = hub.fail("slow", seconds=0.05, per_chunk=0.01, chunk=2000)
+    connection = http.client.HTTPConnection("127.0.0.1", hub.port, timeout=5)
+    started = time.monotonic()
+    for _ in range(2):  # over one connection: more or fewer bytes than promised would disturb the second
+        connection.request("GET", "/org/model/resolve/main/w.safetensors")
+        assert connection.getresponse().read() == WEIGHTS
+    connection.close()
+    assert slow.hits == 1 and time.monotonic() - started > 0.1
 
 
 def test_uploads(hub, sleeps):
