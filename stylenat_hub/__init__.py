@@ -8,6 +8,8 @@ images = pipeline(seeds=range(8), truncation_psi=0.7).images
 import importlib
 from typing import TYPE_CHECKING
 
+from stylenat_hub import diffusers_plugin
+
 __version__ = "0.1.0"
 
 # Public names and where they live. They are imported on first use: diffusers imports transformers wherever
@@ -51,3 +53,7 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+# So that diffusers.DiffusionPipeline.from_pretrained knows our pipelines. Last: it may need all of the above.
+diffusers_plugin.import_after_diffusers("stylenat_hub.pipeline")

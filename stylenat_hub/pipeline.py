@@ -16,8 +16,10 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from stylenat_hub import hub
+from stylenat_hub.diffusers_plugin import register
 from stylenat_hub.errors import InputError
 from stylenat_hub.models.base import Generator
+from stylenat_hub.registry import FAMILIES
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -58,10 +60,18 @@ class GANPipeline(DiffusionPipeline):
     def from_pretrained(cls, source: str | os.PathLike[str], **kwargs: Any) -> Self:
         """Load from a zoo name, a pipeline or model folder, or a Hub id; see `hub.load_model`."""
         pipeline = cls(generator=hub.load_generator(source, **kwargs))
-        path = Path(source).expanduser()
-        # Of a folder only the last name: pictures should not tell where somebody keeps their files.
-        pipeline.model_name = path.resolve().name if path.is_dir() else os.fspath(source)
+        pipeline.model_name = label(source)
         return pipeline
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """diffusers' method, through which `DiffusionPipeline.from_pretrained` says what it loaded from.
+
+        That becomes the label. In the config it would be saved, and tell where somebody keeps their files.
+        """
+        source = kwargs.pop("_name_or_path", None)
+        if source is not None:
+            self.model_name = label(source)
+        super().register_to_config(**kwargs)
 
     def save_pretrained(
         self,
@@ -153,6 +163,13 @@ class GANPipeline(DiffusionPipeline):
         return self.generator.to_rgb01(images.float()).cpu()
 
 
+def label(source: str | os.PathLike[str]) -> str:
+    """What to call a model that was loaded from here: its name in the zoo or on the Hub, and of a folder only
+    the last name, because pictures should not tell where somebody keeps their files."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.is_dir() else os.fspath(source)
+
+
 def latents(seeds: Sequence[int], z_dim: int) -> torch.Tensor:
     """The latents [n, z_dim] of seeds, float32 on the CPU: each from its own fresh torch generator."""
     rows = [
@@ -204,3 +221,7 @@ def _joined(batches: list[Any]) -> Any:
     if isinstance(batches[0], list):
         return [image for batch in batches for image in batch]
     return torch.cat(batches) if isinstance(batches[0], torch.Tensor) else np.concatenate(batches)
+
+
+# Last, because diffusers gets the whole class: see diffusers_plugin.
+register(GANPipeline, [model for f in FAMILIES.values() for model in (f.generator, f.discriminator)])

@@ -27,6 +27,8 @@ BELOW: dict[str, tuple[str, ...]] = {
     "errors": (),
     "signals": (),
     "files": ("errors", "signals"),
+    "diffusers_plugin": (),
+    "bundle_loader": (),
     "attention": ("errors",),
     "layers": ("errors",),
     "models": ("errors", "files", "attention", "layers"),
@@ -42,7 +44,8 @@ BELOW: dict[str, tuple[str, ...]] = {
     ),
     "registry": ("errors", "models", "models.*"),
     "weights": ("errors", "files", "signals"),
-    "hub": ("errors", "files", "attention", "layers", "models", "models.*", "registry", "weights"),
+    "bundle": ("", "bundle_loader", "errors", "registry", "weights"),
+    "hub": ("errors", "files", "attention", "layers", "models", "models.*", "registry", "weights", "bundle"),
 }
 # in this order, each on all before it, so that none import each other in a circle
 for _name in ("latents", "pipeline", "metrics", "pictures", "summary", "benchmark", "cli", ""):
@@ -56,12 +59,18 @@ THIRD_PARTY: dict[str, set[str]] = {
     "errors": set(),
     "signals": set(),
     "files": set(),
+    "diffusers_plugin": set(),
+    "bundle_loader": set(),
     "attention": {"torch"},
     "layers": {"torch"},
     "models": {"torch", "diffusers"},
     "models.*": {"torch", "diffusers"},
 }
-LATE_THIRD_PARTY: dict[str, set[str]] = {"attention": {"natten", "triton"}, "layers": {"natten", "triton"}}
+LATE_THIRD_PARTY: dict[str, set[str]] = {
+    "diffusers_plugin": {"diffusers"},
+    "attention": {"natten", "triton"},
+    "layers": {"natten", "triton"},
+}
 # module -> where alone it may be imported (a folder, or a file of the package)
 ONLY_IN = {
     "gradio": ("spaces/",),
