@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stylenat_hub import signals
-from stylenat_hub.cli import one_sentence, parse_path
-from stylenat_hub.errors import InputError
+from stylenat_hub.errors import HubError, InputError
+from stylenat_hub.options import License, Private, PushTo, one_sentence, parse_path
 
 if TYPE_CHECKING:
     from conversion.convert import Report
@@ -55,6 +55,9 @@ def command(
         bool, typer.Option("--ignore-metadata", help="Read unknown metadata types as inert stand-ins.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+    push_to_hub: PushTo = None,
+    license_: License = None,
+    private: Private = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Convert an original checkpoint to safetensors, config and pipeline layout."""
@@ -88,6 +91,21 @@ def command(
             overwrite=overwrite,
         )
         _print(report)
+        if push_to_hub:
+            _push(report.output, push_to_hub, license=license_, private=private or None)
+
+
+def _push(folder: Path, name: str, **options: Any) -> None:
+    """Publish the result. An error says that the folder is written all the same."""
+    from stylenat_hub import publish
+
+    try:
+        commit = publish.push_folder(folder, name, commit_message="Upload converted pipeline", **options)
+    except HubError as error:
+        raise HubError(f"{error}; {str(folder)!r} is written: `stylenat push {folder} {name}`") from error
+    except KeyboardInterrupt:
+        raise signals.Interrupted(f"{folder} is written, but not pushed") from None
+    typer.echo(f"pushed to {publish.address(commit)}")
 
 
 def _print(report: Report) -> None:

@@ -25,6 +25,8 @@ from stylenat_hub.weights import read_json
 PIPELINE_MODULE = "stylenat_hub.pipeline"
 PIPELINE_CLASS = "GANPipeline"
 PIPELINE_FILE = "pipeline.py"  # diffusers downloads and finds it by this name
+# Publishing needs files that are not modules; who publishes has the package.
+LEFT_OUT = ("stylenat_hub.publish",)
 _QUOTES = "'" * 3
 
 # As in the file LICENSE, which an installed package has elsewhere than a clone.
@@ -133,7 +135,7 @@ def _closure(modules: Iterable[str]) -> dict[str, str]:
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        if name in sources:
+        if name in sources or name in LEFT_OUT:
             continue
         sources[name] = _spec(name).loader.get_source(name)
         waiting += [name.rpartition(".")[0]] if "." in name else []

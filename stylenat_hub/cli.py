@@ -6,51 +6,33 @@ why not (Ctrl-C among it), 2 wrong usage. PyTorch is imported inside the command
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
 import sys
-import traceback
-from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from stylenat_hub import signals
-from stylenat_hub.errors import InputError, StyleNATHubError
-
-if TYPE_CHECKING:
-    import torch
-
-MAX_SEEDS = 1_000_000  # in one command: a guard against typing mistakes
-MAX_TRUNCATION = 1e6  # far beyond any picture; larger ones overflow in float32
-_DEBUG = "--debug"
-_USAGE = typer.BadParameter.__base__  # typer shows these itself, with the usage, and exits with 2
-
-
-@contextlib.contextmanager
-def one_sentence(debug: bool, interrupted: str = "interrupted") -> Iterator[None]:
-    """Any error becomes one line and exit code 1, and so do Ctrl-C and SIGTERM (the line is `interrupted`).
-
-    With `debug` errors pass, and an interruption shows where it came. Every command line here uses this.
-    """
-    try:
-        yield
-    except (typer.Exit, typer.Abort, BrokenPipeError):  # typer's own ways out; a reader that saw enough
-        raise
-    except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, KeyboardInterrupt) or signals.received():
-            if debug:
-                traceback.print_exc()
-            signals.tell(interrupted, error)
-            raise typer.Exit(signals.EXIT_CODE) from None
-        if debug or isinstance(error, _USAGE):
-            raise
-        typer.echo(f"error: {_sentence(error)}", err=True)
-        raise typer.Exit(1) from None
+from stylenat_hub.errors import InputError
+from stylenat_hub.options import (
+    DEBUG,
+    AsJson,
+    Debug,
+    Dtype,
+    License,
+    Namespace,
+    Private,
+    Revision,
+    Variant,
+    choose_device,
+    finite_number,
+    one_sentence,
+    parse_device,
+    parse_path,
+    parse_seeds,
+)
 
 
 class _Commands(TyperGroup):
@@ -72,77 +54,6 @@ app = typer.Typer(
 )
 
 
-class Dtype(str, Enum):
-    """Types that a model can be loaded in."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-def parse_seeds(text: str) -> list[int]:
-    """`0-3,7` -> [0, 1, 2, 3, 7], each seed once. Raises `typer.BadParameter`, naming the wrong part."""
-    seeds: dict[int, None] = {}
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9]{1,30})\s*(?:-\s*([0-9]{1,30})\s*)?", part)
-        if not match:
-            raise typer.BadParameter(
-                f"{part!r} in {text!r} is neither a seed nor a range; examples: 0-15 or 1,5,9-12"
-            )
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise typer.BadParameter(f"the range {part.strip()!r} runs backwards; write {last}-{first}")
-        if last >= 2**32:
-            raise typer.BadParameter(f"{part.strip()!r} is out of range; seeds go from 0 to 2**32 - 1")
-        if len(seeds) + last - first >= MAX_SEEDS:
-            raise typer.BadParameter(
-                f"{text!r} is more than {MAX_SEEDS:,} seeds; ask for fewer in one command"
-            )
-        seeds |= dict.fromkeys(range(first, last + 1))
-    return list(seeds)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps` -> the device. Raises `InputError` if it is not there."""
-    import torch
-
-    cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    there = [
-        "cpu",
-        *(["cuda"] if cuda else []),
-        *(f"cuda:{i}" for i in range(cuda)),
-        *(["mps"] if mps else []),
-    ]
-    if name not in there:
-        raise InputError(f"this machine has no device {name!r}; it has: auto, {', '.join(there)}")
-    return torch.device(name)
-
-
-def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
-        raise typer.BadParameter(f"{text!r} is no device; allowed: auto, cpu, cuda, cuda:N, mps")
-    return text
-
-
-def _number(value: float) -> float:
-    if value != value or abs(value) == float("inf"):
-        raise typer.BadParameter(f"{value} is not a finite number; usual values are from 0 to 1")
-    if abs(value) > MAX_TRUNCATION:
-        raise typer.BadParameter(
-            f"{value} is out of range; allowed: {-MAX_TRUNCATION:.0f} to {MAX_TRUNCATION:.0f}, usually 0 to 1"
-        )
-    return value
-
-
-def parse_path(text: str | Path) -> Path:
-    """A path as typed. Raises `typer.BadParameter` for an empty one, which would mean the current folder."""
-    if not str(text):
-        raise typer.BadParameter("the name is empty; write '.' for the current folder")
-    return Path(text)
-
-
 def builtin_model() -> str:
     """The model to use where none is named. Raises `InputError` while this version ships none."""
     from stylenat_hub.hub import builtin_models
@@ -154,12 +65,6 @@ def builtin_model() -> str:
             "conversion.convert wrote, or a Hub id (`stylenat list` shows the zoo)"
         )
     return names[0]
-
-
-Debug = Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of an error.")]
-Variant = Annotated[str | None, typer.Option(help="Weights saved under this name, such as bf16.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _version(wanted: bool) -> None:
@@ -190,7 +95,7 @@ def generate(
         Any, typer.Option(parser=parse_seeds, metavar="SEEDS", help="Such as 0-15 or 1,5,9-12.")
     ] = "0-15",
     truncation: Annotated[
-        float, typer.Option(callback=_number, help="1: full variety; 0: the mean picture.")
+        float, typer.Option(callback=finite_number, help="1: full variety; 0: the mean picture.")
     ] = 1.0,
     cutoff: Annotated[
         int | None, typer.Option(min=0, help="Truncate only so many of the styles, the coarse ones first.")
@@ -200,16 +105,19 @@ def generate(
     ] = Path("pictures"),
     grid: Annotated[bool, typer.Option("--grid", help="Also write grid.png with all pictures.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 8,
-    device: Annotated[str, typer.Option(callback=_device, help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    device: Annotated[
+        str, typer.Option(callback=parse_device, help="auto, cpu, cuda, cuda:N or mps.")
+    ] = "auto",
     dtype: Annotated[Dtype, typer.Option(help="Type to compute in.")] = Dtype.float32,
     variant: Variant = None,
     revision: Revision = None,
+    namespace: Namespace = None,
 ) -> None:
     """Draw one PNG picture per seed."""
     from stylenat_hub import pictures
 
     pictures.check_writable(output)
-    source = {"variant": variant, "revision": revision}
+    source = {"variant": variant, "revision": revision, "namespace": namespace}
     pipeline = load_pipeline(model or builtin_model(), device, dtype.value, **source)
     label = {"version": _software()}
     options = {
@@ -249,19 +157,55 @@ def _software() -> str:
 @app.command("list")
 def list_(
     pattern: Annotated[str, typer.Argument(help="Shell pattern, such as '*ffhq*'.")] = "*",
+    namespace: Namespace = None,
     as_json: AsJson = False,
 ) -> None:
     """List the zoo."""
     from stylenat_hub.summary import list_checkpoints, table
 
-    records = list_checkpoints(pattern)
+    records = list_checkpoints(pattern, namespace)
     if as_json:
         typer.echo(json.dumps(records, indent=2))
     elif not records:
         raise InputError(f"no model of the zoo matches {pattern!r}; `stylenat list` shows all")
     else:
-        keys = ("name", "dataset", "resolution", "parameters", "description")
+        keys = ("name", "resolution", "parameters", "status", "description")
         typer.echo("\n".join(table([{key: record[key] for key in keys} for record in records])))
+
+
+@app.command()
+def push(
+    folder: Annotated[
+        Path, typer.Argument(parser=parse_path, help="What save_pretrained, conversion or training wrote.")
+    ],
+    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Hub id; made if it is not there.")],
+    license_: License = None,
+    private: Private = False,
+    variant: Variant = None,
+    branch: Annotated[str | None, typer.Option(help="Push to this branch; made if it is not there.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Name the new state, such as v1.")] = None,
+    message: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the commit.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose it as a pull request.")] = False,
+    bundle_code: Annotated[
+        bool, typer.Option("--bundle-code", help="Add this project's code, for diffusers without it.")
+    ] = False,
+) -> None:
+    """Publish a folder on the Hub, after checking that it loads and draws."""
+    from stylenat_hub import publish
+
+    commit = publish.push_folder(
+        folder,
+        repository,
+        license=license_,
+        private=private or None,
+        variant=variant,
+        revision=branch,
+        tag=tag,
+        commit_message=message or "Upload model",
+        create_pr=create_pr,
+        bundle_code=bundle_code,
+    )
+    typer.echo(f"pushed to {publish.address(commit)}")
 
 
 @app.command()
@@ -272,12 +216,14 @@ def info(
     ] = None,
     variant: Variant = None,
     revision: Revision = None,
+    namespace: Namespace = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a model's configuration, levels, parameters and weights."""
     from stylenat_hub.summary import describe, render
 
-    facts = describe(model or builtin_model(), variant=variant, revision=revision)
+    source = {"variant": variant, "revision": revision, "namespace": namespace}
+    facts = describe(model or builtin_model(), **source)
     typer.echo(json.dumps(facts, indent=2) if as_json else render(facts))
 
 
@@ -288,7 +234,9 @@ def benchmark(
         typer.Argument(help="Shape to build: a name of `stylenat list`, or stylenat-tiny (no folders)."),
     ] = "stylenat-ffhq-256",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
-    device: Annotated[str, typer.Option(callback=_device, help="auto, cpu, cuda, cuda:N or mps.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(callback=parse_device, help="auto, cpu, cuda, cuda:N or mps.")
+    ] = "cpu",
     dtype: Annotated[Dtype, typer.Option(help="Type to compute in.")] = Dtype.float32,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: torch's choice.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each kind; the median counts.")] = 5,
@@ -320,28 +268,11 @@ def benchmark(
             temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _sentence(error: Exception) -> str:
-    """The error in one line; of a foreign one also its kind."""
-    text = " ".join(str(error).split()) or "no details"
-    if isinstance(error, StyleNATHubError):
-        return text
-    if type(error).__name__ == "OutOfMemoryError":
-        return "the device is out of memory; try a smaller --batch-size, --dtype bfloat16 or --device cpu"
-    if isinstance(error, MemoryError):
-        return "the machine is out of memory; close other programs, or use one with more"
-    if isinstance(error, OSError) and error.strerror:
-        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-        return f"the system refuses: {text} (--debug shows where)"
-    if isinstance(error, (OSError, RuntimeError)):
-        return f"{type(error).__name__}: {text} (--debug shows where)"
-    return f"{type(error).__name__}: {text} (a bug; --debug shows where)"
-
-
 def main(arguments: list[str] | None = None) -> None:
     """The entry point; it ends with `SystemExit`. `--debug` may stand anywhere on the line."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    rest = [argument for argument in arguments if argument != _DEBUG]
-    debug = [_DEBUG] if len(rest) < len(arguments) else []
+    rest = [argument for argument in arguments if argument != DEBUG]
+    debug = [DEBUG] if len(rest) < len(arguments) else []
     with signals.caught():
         # Not `app(...)`, which puts typer's own excepthook in place.
         typer.main.get_command(app)([*debug, *rest], prog_name="stylenat")

@@ -22,6 +22,10 @@ class UnknownModelError(StyleNATHubError, LookupError):
     """A name is neither in the zoo nor a folder nor reachable on the Hub."""
 
 
+class NotOnHubError(UnknownModelError):
+    """The Hub has no such repository, or none that this user may see."""
+
+
 class UnsafeCheckpointError(StyleNATHubError, ValueError):
     """A pickle carries something other than tensors and plain data. Nothing of it was executed."""
 
@@ -32,3 +36,7 @@ class InputError(StyleNATHubError, ValueError):
 
 class TrainingError(StyleNATHubError, RuntimeError):
     """A training run cannot go on: its losses or weights are no longer finite."""
+
+
+class HubError(StyleNATHubError, OSError):
+    """The Hub refuses a push, or cannot be reached for one."""

@@ -315,6 +315,14 @@ def _put_back(done: list[tuple[Path, Path]], made: list[Path], spare: Path) -> N
     shutil.rmtree(spare, ignore_errors=True)
 
 
+def link(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Give a file a second name; where the disk knows no links, or `target` is on another, copy it."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def set_modes(folder: Path) -> None:
     """Give everything in `folder` the modes of newly made files: safetensors leaves its own to one user."""
     mask = _umask()

@@ -8,38 +8,40 @@ file, the key or the tensor, pickles are never read, and saves are whole.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ModelMixin
 from diffusers.configuration_utils import FrozenDict
-from huggingface_hub import errors as hub_errors
-from huggingface_hub import list_repo_files, snapshot_download
 
-from stylenat_hub.errors import ConfigError, InputError, UnknownModelError, WeightsError
-from stylenat_hub.registry import CHECKPOINTS, FAMILIES, find_checkpoint, nearest
+from stylenat_hub.errors import ConfigError, InputError, WeightsError
+from stylenat_hub.locations import Location, builtin_models, locate, without_weights
+from stylenat_hub.registry import FAMILIES
 from stylenat_hub.weights import (
     check_finite,
     check_headers,
     check_saving,
-    file_names,
     read_headers,
     read_json,
     saving,
     weight_files,
 )
 
-BUILTIN = Path(__file__).parent / "builtin"
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+__all__ = [
+    "builtin_models",
+    "generator_class",
+    "load_generator",
+    "load_model",
+    "locate",
+    "save",
+    "without_weights",
+]
+
 _LOCATE_ARGUMENTS = frozenset(
-    ("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download")
+    ("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download", "namespace")
 )
 # What diffusers' loaders pass on or document; anything else is a typing mistake, which diffusers ignores.
 _DIFFUSERS_ARGUMENTS = frozenset(
@@ -50,19 +52,6 @@ _DIFFUSERS_ARGUMENTS = frozenset(
         *("use_flashpack", "use_safetensors", "user_agent"),
     )
 )
-
-
-@dataclass(frozen=True)
-class Location:
-    """A model folder on this machine.
-
-    name: as the user gave it. folder: has `config.json`. listing: names all files of the source, which for a
-    Hub repository are more than those downloaded; None if the folder is all there is.
-    """
-
-    name: str
-    folder: Path
-    listing: Callable[[], list[str]] | None = None
 
 
 def load_model(
@@ -77,6 +66,7 @@ def load_model(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
+    namespace: str | None = None,
     **kwargs: Any,
 ) -> Any:
     """Load a model of the class `cls`, in eval mode, with every tensor as it was saved, cast to `dtype`.
@@ -84,8 +74,11 @@ def load_model(
     source: a zoo name (`stylenat-ffhq-256`), a local folder or a Hub id (`org/name`), each either a model
     folder or a pipeline folder; an existing local folder wins. subfolder: the model's folder inside `source`;
     by default `generator` in a pipeline. variant: read `diffusion_pytorch_model.<variant>.safetensors`.
-    dtype: of the loaded model; default float32, also where bfloat16 is stored (as in diffusers). kwargs:
-    diffusers' other loading arguments (`device_map`, `low_cpu_mem_usage`, ...).
+    dtype: of the loaded model; default float32, also where bfloat16 is stored (as in diffusers).
+    revision, token, cache_dir, local_files_only, force_download: as in huggingface_hub; every file of the
+    download cache is verified before it is used. namespace: the user or organisation on the Hub whose copy
+    of a zoo name is meant; default: `STYLENAT_HUB_NAMESPACE`, or else the zoo's own. kwargs: diffusers'
+    other loading arguments (`device_map`, `low_cpu_mem_usage`, ...).
 
     Raises:
         UnknownModelError: no such zoo name, folder or reachable repository. ConfigError: a JSON file is
@@ -103,6 +96,7 @@ def load_model(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
         force_download=force_download,
+        namespace=namespace,
     )
     return _load(cls, location, variant, dtype, kwargs)
 
@@ -184,172 +178,6 @@ def _check_arguments(dtype: Any, kwargs: dict[str, Any]) -> None:
         )
     if kwargs.get("ignore_mismatched_sizes"):
         raise InputError("ignore_mismatched_sizes would leave random weights in the model; leave it out")
-
-
-def locate(
-    source: str | os.PathLike[str],
-    *,
-    component: str = "generator",
-    subfolder: str | None = None,
-    variant: str | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    force_download: bool = False,
-) -> Location:
-    """Where `source` lies on this machine, downloaded if it is a Hub id. See `load_model`.
-
-    component: the folder that is meant where `source` is a pipeline and no subfolder is given.
-    """
-    if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
-        raise InputError(f"the model is {source!r}; give a zoo name, a folder or a Hub id (org/name)")
-    name = os.fspath(source)
-    try:
-        path = Path(name).expanduser()
-    except RuntimeError:
-        raise UnknownModelError(f"there is no folder {name!r}: no user of that name") from None
-    try:
-        is_folder, exists = path.is_dir(), path.exists()
-    except OSError as error:  # a name longer than names may be
-        raise UnknownModelError(f"there is no folder {name[:60]!r}...: {error.strerror}") from None
-    if is_folder:
-        return Location(name, _model_folder(path, subfolder, component))
-    if exists:
-        raise InputError(
-            f"{name!r} is a file; give the folder that it is in, or convert an original checkpoint with "
-            f"`python -m conversion.convert {name} --output FOLDER` and give that folder"
-        )
-    if name in builtin_models():
-        return Location(name, _model_folder(BUILTIN / name, subfolder, component))
-    if name in CHECKPOINTS:
-        raise UnknownModelError(without_weights(name))
-    if not _HUB_ID.fullmatch(name):
-        raise UnknownModelError(_nowhere(name))
-    with _hub_sentences(name, revision, local_files_only):
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-            allow_patterns=_wanted(subfolder or component, bool(subfolder), variant),
-        )
-    return Location(name, _model_folder(Path(folder), subfolder, component), _lister(name, revision, token))
-
-
-def _wanted(folder: str, only: bool, variant: str | None) -> list[str]:
-    """The files of a Hub repository that one load needs: those in `folder`, and unless `only` the root's."""
-    folders = [f"{folder}/"] if only else ["", f"{folder}/"]
-    return [
-        "model_index.json",
-        *(f"{at}{name}" for at in folders for name in ("config.json", *file_names(variant))),
-    ]
-
-
-def _model_folder(root: Path, subfolder: str | None, component: str) -> Path:
-    if subfolder:
-        folder = root / subfolder
-    elif (root / "model_index.json").is_file():
-        folder = root / component
-        if component == "generator" and component not in (index := read_json(root / "model_index.json")):
-            raise ConfigError(
-                f"{str(root)!r} is a {index.get('_class_name')}, a pipeline without a generator of ours"
-            )
-        if not folder.is_dir():
-            raise WeightsError(
-                f"the pipeline {str(root)!r} has no {component}; it was saved or converted without"
-            )
-    else:
-        folder = root
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"{str(folder)!r} is no model folder: it has no config.json; give a folder that save_pretrained "
-            "or python -m conversion.convert wrote"
-        )
-    return folder
-
-
-def builtin_models() -> list[str]:
-    """Names of the trained pipelines that ship inside this package, sorted; possibly none."""
-    return sorted(path.parent.name for path in BUILTIN.glob("*/model_index.json"))
-
-
-def without_weights(name: str) -> str:
-    """One sentence for a zoo name that is no folder here: how to get its weights, or that there are none."""
-    if find_checkpoint(name).origin_url is None:
-        return (
-            f"the weights of {name!r} were never published; stylenat_hub.create_model({name!r}) builds the "
-            "untrained network"
-        )
-    return (
-        f"the weights of {name!r} are not on this machine; convert the authors' file, in a clone of this "
-        f"project, with `python -m conversion.convert --from {name} --output {name}`, and give that folder"
-    )
-
-
-def _nowhere(name: str) -> str:
-    if "/" in name or os.sep in name or name.startswith((".", "~")):
-        return (
-            f"there is no folder {name!r}; give an existing one, a zoo name (see `stylenat list`) or a Hub id"
-        )
-    return f"there is no folder {name!r} here, and {nearest(name, CHECKPOINTS)}"
-
-
-def _lister(name: str, revision: str | None, token: str | bool | None) -> Callable[[], list[str]]:
-    def listing() -> list[str]:
-        with _hub_sentences(name, revision, offline=False):
-            return list_repo_files(name, revision=revision, token=token)
-
-    return listing
-
-
-@contextlib.contextmanager
-def _hub_sentences(name: str, revision: str | None, offline: bool) -> Iterator[None]:
-    """One sentence for each way in which the Hub can fail; its own errors span several lines."""
-    no_folder = f"there is no folder {name!r} here"
-    try:
-        yield
-    except hub_errors.GatedRepoError as error:
-        raise UnknownModelError(
-            f"{name!r} is gated on the Hub: accept its terms on its page, then log in with `hf auth login` "
-            f"or pass token="
-        ) from error
-    except hub_errors.RevisionNotFoundError as error:
-        raise UnknownModelError(
-            f"the Hub repository {name!r} has no revision {revision or 'main'!r}; name a branch, a tag or a "
-            f"commit of it"
-        ) from error
-    except hub_errors.RepositoryNotFoundError as error:
-        raise UnknownModelError(
-            f"{no_folder}, and the Hub has no repository of that name, or it is private: check the "
-            "spelling, or log in with `hf auth login`"
-        ) from error
-    except hub_errors.HFValidationError as error:
-        raise UnknownModelError(f"{no_folder}, and it cannot be a Hub id: {error}") from error
-    except hub_errors.LocalEntryNotFoundError as error:
-        if offline or isinstance(error.__cause__, hub_errors.OfflineModeIsEnabled):
-            raise UnknownModelError(
-                f"{no_folder}, nor is it whole in the download cache, and the Hub is switched off "
-                "(local_files_only or HF_HUB_OFFLINE): download it once while online"
-            ) from error
-        raise UnknownModelError(_unreachable(name, error.__cause__ or error)) from error
-    except (hub_errors.HTTPError, OSError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(
-                f"the disk is full: {name!r} cannot be downloaded; free some space or set cache_dir"
-            ) from error
-        raise UnknownModelError(_unreachable(name, error)) from error
-
-
-def _unreachable(name: str, error: BaseException) -> str:
-    response = getattr(error, "response", None)
-    reason = f"HTTP {response.status_code}" if response is not None else type(error).__name__
-    return (
-        f"there is no folder {name!r} here, and the Hub cannot be asked for it ({reason}); check the "
-        "network and try again, or give a folder"
-    )
 
 
 def save(

@@ -18,10 +18,11 @@ from diffusers.utils import BaseOutput
 from stylenat_hub import hub
 from stylenat_hub.diffusers_plugin import register
 from stylenat_hub.errors import InputError
-from stylenat_hub.models.base import Generator
+from stylenat_hub.models.base import Discriminator, Generator
 from stylenat_hub.registry import FAMILIES
 
 if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
     from typing_extensions import Self
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -84,6 +85,45 @@ class GANPipeline(DiffusionPipeline):
         """Write `model_index.json` and `generator/`, whole or not at all; arguments: `hub.save`."""
         options = {"safe_serialization": safe_serialization, "variant": variant}
         hub.save(super().save_pretrained, save_directory, max_shard_size=max_shard_size, **options, **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        *,
+        discriminator: Discriminator | None = None,
+        license: str | None = None,
+        bundle_code: bool = False,
+        **options: Any,
+    ) -> CommitInfo:
+        """Publish it as one commit with a card and a grid of pictures, after checking that it reloads.
+
+        repo_id: without a slash in your own namespace. discriminator: what it was trained against, for who
+        fine-tunes. license: as the Hub's list calls it. bundle_code: add this project's code for diffusers'
+        `trust_remote_code=True`. options: max_shard_size, revision (a branch), tag, commit_description.
+        Returns the commit. More and errors: `publish.push_pipeline`.
+        """
+        from stylenat_hub import publish  # late: it draws the grid with a pipeline
+
+        return publish.push_pipeline(
+            self,
+            repo_id,
+            commit_message=commit_message,
+            private=private,
+            token=token,
+            create_pr=create_pr,
+            safe_serialization=safe_serialization,
+            variant=variant,
+            discriminator=discriminator,
+            license=license,
+            bundle_code=bundle_code,
+            **options,
+        )
 
     def __call__(
         self,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import os
+import re
 from collections.abc import Iterable
 
-from stylenat_hub.errors import UnknownModelError
+from stylenat_hub.errors import InputError, UnknownModelError
 from stylenat_hub.models import stylenat
 from stylenat_hub.models.base import Generator
 from stylenat_hub.models.family import Checkpoint, Family
@@ -14,14 +16,20 @@ from stylenat_hub.models.family import Checkpoint, Family
 __all__ = [
     "CHECKPOINTS",
     "FAMILIES",
+    "NAMESPACE",
     "SHAPES",
     "Checkpoint",
     "Family",
+    "chosen_namespace",
     "create_model",
     "find_checkpoint",
+    "hub_id",
     "list_models",
     "nearest",
 ]
+
+NAMESPACE = "stylenat-hub"  # the organisation on the Hub under which the zoo's own weights are looked for
+NAMESPACE_VARIABLE = "STYLENAT_HUB_NAMESPACE"
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (stylenat.FAMILY,)}
 
@@ -61,6 +69,30 @@ def find_checkpoint(name: str) -> Checkpoint:
     if name not in CHECKPOINTS:
         raise UnknownModelError(nearest(name, CHECKPOINTS))
     return CHECKPOINTS[name]
+
+
+def chosen_namespace(namespace: str | None = None) -> str | None:
+    """The user or organisation on the Hub that the caller, or else `STYLENAT_HUB_NAMESPACE`, names; None if
+    neither does.
+
+    Raises `InputError` for a name that no account can have.
+    """
+    chosen = namespace if namespace is not None else os.environ.get(NAMESPACE_VARIABLE) or None
+    if chosen is not None and not re.fullmatch(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?", str(chosen)):
+        where = "namespace" if namespace is not None else NAMESPACE_VARIABLE
+        raise InputError(
+            f"{where} is {chosen!r}; allowed: the name of a user or an organisation on the Hub, without a "
+            "slash"
+        )
+    return chosen
+
+
+def hub_id(name: str, namespace: str | None = None) -> str:
+    """The Hub id of a checkpoint: `namespace/name`, see `chosen_namespace`; by default the zoo's own.
+
+    Raises `UnknownModelError`, `InputError`.
+    """
+    return f"{chosen_namespace(namespace) or NAMESPACE}/{find_checkpoint(name).name}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

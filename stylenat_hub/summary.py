@@ -10,7 +10,7 @@ import torch
 
 from stylenat_hub import hub
 from stylenat_hub.models.config import ModelConfig
-from stylenat_hub.registry import CHECKPOINTS, SHAPES, list_models
+from stylenat_hub.registry import CHECKPOINTS, SHAPES, chosen_namespace, hub_id, list_models
 from stylenat_hub.weights import check_headers, read_headers, read_json, read_tensor, weight_files
 
 
@@ -22,7 +22,7 @@ def describe(source: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:
     then says how to get them. kwargs, errors: as `hub.locate` and `hub.load_model`.
     """
     name = os.fspath(source)
-    if name in SHAPES and not os.path.isdir(name) and name not in hub.builtin_models():
+    if _only_a_shape(name, kwargs.get("namespace")):
         return _without_weights(name)
     location = hub.locate(source, **kwargs)
     cls = hub.generator_class(location.folder)
@@ -42,6 +42,14 @@ def describe(source: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:
     return {**facts, "weights": weights}
 
 
+def _only_a_shape(name: str, namespace: str | None) -> bool:
+    """Is it a name of the zoo whose weights are neither here nor to be asked for on the Hub?"""
+    if name not in SHAPES or os.path.isdir(name) or name in hub.builtin_models():
+        return False
+    record = CHECKPOINTS.get(name)
+    return record is None or not (record.published or chosen_namespace(namespace))
+
+
 def _without_weights(name: str) -> dict[str, Any]:
     """Facts of a checkpoint that is not here, or of a preset that has none."""
     family, preset = SHAPES[name]
@@ -51,11 +59,29 @@ def _without_weights(name: str) -> dict[str, Any]:
     return {**facts, "record": dataclasses.asdict(CHECKPOINTS[name]), "weights": hub.without_weights(name)}
 
 
-def list_checkpoints(pattern: str = "*") -> list[dict[str, Any]]:
-    """The zoo's records whose names match a shell pattern, each with `builtin`: do its weights ship?"""
+def list_checkpoints(pattern: str = "*", namespace: str | None = None) -> list[dict[str, Any]]:
+    """The zoo's records whose names match a shell pattern, each with `hub_id` (see `registry.hub_id`),
+    `builtin` (do its weights ship with this package?) and `status` (where its weights are)."""
     builtin = hub.builtin_models()
-    names = list_models(pattern)
-    return [{**dataclasses.asdict(CHECKPOINTS[name]), "builtin": name in builtin} for name in names]
+    return [
+        {
+            **dataclasses.asdict(CHECKPOINTS[name]),
+            "hub_id": hub_id(name, namespace),
+            "builtin": name in builtin,
+            "status": status(name),
+        }
+        for name in list_models(pattern)
+    ]
+
+
+def status(name: str) -> str:
+    """Where the weights of a checkpoint are: "ships", "on the Hub", "convert" or "none published"."""
+    record = CHECKPOINTS[name]
+    if name in hub.builtin_models():
+        return "ships"
+    if record.published:
+        return "on the Hub"
+    return "convert" if record.origin_url else "none published"
 
 
 def _blank(cls: type, config: ModelConfig) -> torch.nn.Module:
@@ -82,8 +108,10 @@ def render(facts: dict[str, Any]) -> str:
     ]
     record, weights = facts.get("record"), facts["weights"]
     if record:
-        keys = ("description", "dataset", "paper", "code_license", "weights_license", "origin_url", "metrics")
+        keys = ("description", "paper", "code_license", "weights_license", "origin_url")
         lines += [f"  {key}: {_plain(record[key])}" for key in keys if record[key] is not None]
+        lines.append(f"  dataset: {record['dataset']['name']}, licence: {record['dataset']['license']}")
+        lines += [f"  {m['name']}: {m['value']} ({m['protocol']}; {m['source']})" for m in record["metrics"]]
     # Lists other than the colours' are one value per level, which the table below shows.
     shown = {k: v for k, v in facts["config"].items() if k.startswith("image_") or not isinstance(v, tuple)}
     lines += [f"  {key}: {_plain(value)}" for key, value in shown.items()]

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +210,16 @@ def check_finite(model: torch.nn.Module, where: str) -> None:
 def check_same_weights(model: torch.nn.Module, reloaded: torch.nn.Module) -> None:
     """Raise `WeightsError` if what was written came back as something else."""
     before, after = model.state_dict(), reloaded.state_dict()
-    if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
+    if before.keys() != after.keys() or not all(_same(before[name], after[name]) for name in before):
         raise WeightsError("what was written reloads to other weights, so it was dropped; please report this")
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """To the bit; a mean style that is not known is NaN on both sides."""
+    one, other = one.detach().cpu(), other.detach().cpu()
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 @contextlib.contextmanager
@@ -267,6 +275,29 @@ def _saved_weights(folder: Path, variant: str | None) -> list[Path]:
         for path in (folder.iterdir() if folder.is_dir() else ())
         if path.name == index or ((m := _WEIGHTS.fullmatch(path.name)) and m["variant"] == variant)
     ]
+
+
+def stored_variant(folder: Path) -> str | None:
+    """The variant that a model folder holds where it holds one only; None if it has weights without one."""
+    found = {match["variant"] for path in folder.iterdir() if (match := _WEIGHTS.fullmatch(path.name))}
+    return found.pop() if len(found) == 1 else None
+
+
+def superseded(existing: Iterable[str], new: Collection[str]) -> set[str]:
+    """Of the files of a repository those weights that would lie beside new ones of the same folder and
+    variant: other shards, an index where a single file comes."""
+    kinds = {kind for name in new if (kind := _kind(name))}
+    return {name for name in existing if name not in new and _kind(name) in kinds}
+
+
+def _kind(name: str) -> tuple[str, str | None] | None:
+    """(folder, variant) of a file of weights or an index of shards, None of any other file."""
+    folder, _, file = name.rpartition("/")
+    if match := _WEIGHTS.fullmatch(file):
+        return folder, match["variant"]
+    if match := re.fullmatch(rf"{_STEM}\.safetensors\.index(?:\.(?P<variant>[^/]+))?\.json", file):
+        return folder, match["variant"]
+    return None
 
 
 @contextlib.contextmanager

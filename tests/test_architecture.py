@@ -45,14 +45,29 @@ BELOW: dict[str, tuple[str, ...]] = {
     "registry": ("errors", "models", "models.*"),
     "weights": ("errors", "files", "signals"),
     "bundle": ("", "bundle_loader", "errors", "registry", "weights"),
-    "hub": ("errors", "files", "attention", "layers", "models", "models.*", "registry", "weights", "bundle"),
+    "options": ("errors", "signals"),
+    "remote": ("errors",),
+    "download": ("errors", "remote", "weights"),
+    "locations": ("errors", "registry", "download", "weights"),
+    "hub": (
+        *("errors", "files", "attention", "layers", "models", "models.*", "registry", "weights"),
+        "locations",
+    ),
 }
 # in this order, each on all before it, so that none import each other in a circle
-for _name in ("latents", "pipeline", "metrics", "pictures", "summary", "benchmark", "cli", ""):
+_ORDER = (
+    *("latents", "pipeline", "metrics", "pictures", "summary", "benchmark"),
+    *("cards", "publish", "cli", ""),
+)
+for _name in _ORDER:
     BELOW[_name] = ("", *BELOW) if _name else tuple(BELOW)
 
-# The one named exception: `Generator.from_pretrained` calls the strict loader, inside the function.
-LATE_EXCEPTIONS = {("stylenat_hub/models/base.py", "hub")}
+# The named exceptions, inside functions: a user expects loading and publishing on the classes.
+LATE_EXCEPTIONS = {
+    ("stylenat_hub/models/base.py", "hub"),
+    ("stylenat_hub/models/base.py", "publish"),
+    ("stylenat_hub/pipeline.py", "publish"),
+}
 
 CORE = {"torch", "diffusers", "huggingface_hub", "safetensors", "accelerate", "numpy", "PIL", "typer", "tqdm"}
 THIRD_PARTY: dict[str, set[str]] = {

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from stylenat_hub import GANPipeline, WaveletDiscriminator, create_model
 from stylenat_hub.cli import app
-from stylenat_hub.hub import BUILTIN, builtin_models
+from stylenat_hub.locations import BUILTIN, builtin_models
 from stylenat_hub.metrics import SlicedWasserstein, sliced_wasserstein
 from training.recipes import Recipe
 from training.toy_churches import draw_church

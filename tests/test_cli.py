@@ -16,7 +16,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from stylenat_hub import __version__, cli, hub, pictures
+from stylenat_hub import __version__, cli, hub, locations, pictures
 from stylenat_hub.errors import InputError
 from stylenat_hub.pipeline import GANPipeline
 from stylenat_hub.registry import CHECKPOINTS
@@ -179,7 +179,7 @@ def test_errors_of_models(tiny, tmp_path):
 
 
 def test_without_a_model_the_builtin_is_used(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "BUILTIN", tmp_path)
+    monkeypatch.setattr(locations, "BUILTIN", tmp_path)
     assert "ships no trained model yet" in fails("generate", "--output", tmp_path / "out")
     assert "ships no trained model yet" in fails("info")
     (tmp_path / "small").symlink_to(tiny)

@@ -13,7 +13,7 @@ import torch
 from conftest import tiny_generator
 from safetensors import SafetensorError
 
-from stylenat_hub import hub
+from stylenat_hub import hub, locations
 from stylenat_hub.errors import ConfigError, InputError, UnknownModelError, WeightsError
 from stylenat_hub.models.stylenat.generator import StyleNATGenerator
 from stylenat_hub.pipeline import GANPipeline
@@ -249,7 +249,7 @@ def test_a_folder_wins_over_the_zoo(tiny, tmp_path, monkeypatch):
 
 def test_a_builtin_model_is_found_by_name(tiny, tmp_path, monkeypatch):
     assert hub.builtin_models() == ["toy-church"]
-    monkeypatch.setattr(hub, "BUILTIN", tmp_path)
+    monkeypatch.setattr(locations, "BUILTIN", tmp_path)
     shutil.copytree(tiny, tmp_path / "stylenat-small")
     assert hub.builtin_models() == ["stylenat-small"]
     assert GANPipeline.from_pretrained("stylenat-small").model_name == "stylenat-small"

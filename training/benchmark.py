@@ -23,8 +23,8 @@ import typer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stylenat_hub.benchmark import in_fresh_process, machine, resident_peak
-from stylenat_hub.cli import one_sentence
 from stylenat_hub.files import whole_file
+from stylenat_hub.options import one_sentence
 from training.randomness import stream
 from training.recipes import Recipe
 from training.setup import new_players

@@ -236,7 +236,9 @@ def _read_state(path: Path) -> dict[str, Any]:
             f"the checkpoint {str(path)!r} has the format {state.get('version')!r}; this version reads "
             f"{VERSION}"
         )
-    if state.get("sha256") != _state_hash(state) or path.name != checkpoint_name(state["images"]):
+    # On the Hub a checkpoint has another name.
+    renamed = _NAME.fullmatch(path.name) and path.name != checkpoint_name(state["images"])
+    if state.get("sha256") != _state_hash(state) or renamed:
         raise WeightsError(f"the checkpoint {str(path)!r} is damaged: {STATE} is not what was written there")
     return state
 

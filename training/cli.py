@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from stylenat_hub import signals
-from stylenat_hub.cli import one_sentence, parse_path
 from stylenat_hub.errors import InputError
+from stylenat_hub.options import License, Private, PushTo, one_sentence, parse_path
 from training.launch import end_with_launcher, start_missing, together_on_cpu
 
 app = typer.Typer(
@@ -56,7 +56,8 @@ def train(
     resume: Annotated[
         str | None,
         typer.Option(
-            metavar="latest|auto|DIR", help="Go on: latest wants a checkpoint, auto starts anew without one."
+            metavar="latest|auto|DIR|hf:ORG/NAME",
+            help="Go on: latest wants a checkpoint, auto starts anew without one, hf: takes a pushed one.",
         ),
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Length of the training, in images.")] = None,
@@ -108,6 +109,9 @@ def train(
     split: Annotated[str, typer.Option(help="Split of a Hugging Face data set.")] = "train",
     log_every: Annotated[int, typer.Option(min=1, help="Steps between rows of metrics.jsonl.")] = 20,
     tracker: Annotated[str, typer.Option(help="tensorboard, wandb or none.")] = "tensorboard",
+    push_to_hub: PushTo = None,
+    license_: License = None,
+    private: Private = False,
     stop_at: Annotated[
         int | None, typer.Option(min=1, help="End after so many images, to go on later.")
     ] = None,
@@ -160,6 +164,9 @@ def train(
             metric_images=metric_images,
             eval_data=eval_data,
             split=split,
+            push_to_hub=push_to_hub,
+            private=private,
+            license=license_,
         )
         training.train(
             recipes.Recipe.preset(preset, **overrides) if preset else None,

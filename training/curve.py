@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from stylenat_hub.cli import one_sentence
 from stylenat_hub.errors import InputError
 from stylenat_hub.files import whole_file
+from stylenat_hub.options import one_sentence
 from training.monitor import LOG
 
 

@@ -2,20 +2,23 @@
 
 python -m training.export runs/church --output my-church
 python -m training.export runs/church/checkpoints/images-000100000 --output my-church --dtype float16
+python -m training.export runs/church --output my-church --push-to-hub me/my-church --license mit
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from stylenat_hub import signals
-from stylenat_hub.cli import one_sentence
-from stylenat_hub.errors import InputError, WeightsError
-from stylenat_hub.files import check_folder, user_path, whole_folder
+from stylenat_hub.errors import HubError, InputError, WeightsError
+from stylenat_hub.files import check_folder, link, user_path, whole_folder
+from stylenat_hub.options import License, Private, PushTo, one_sentence
 from stylenat_hub.weights import check_same_weights, pipeline_files, system_errors
 
 # What an export leaves in its folder; the first is in every one.
@@ -31,14 +34,12 @@ def export(
     dtype: str = "float32",
     skip_discriminator: bool = False,
     overwrite: bool = False,
-    push_to_hub: str | None = None,
-    private: bool = False,
 ) -> Path:
     """Write the pipeline folder of a checkpoint, whole or not at all. Returns the checkpoint's folder.
 
     source: a run's folder (its newest whole checkpoint) or a checkpoint. weights: "average" (the averaged
     generator) or "generator". dtype: what the weights are rounded to. skip_discriminator: without it nobody
-    can fine-tune from the result as well as with it. push_to_hub: also upload the folder to this repository.
+    can fine-tune from the result as well as with it.
 
     Raises `InputError`, `WeightsError`: one sentence; nothing is written then.
     """
@@ -70,11 +71,9 @@ def export(
         if not skip_discriminator:
             _check_fits(players.discriminator, kind, dtype)
             players.discriminator.to(kind).save_pretrained(folder / "discriminator")
-        record = json.dumps(_record(checkpoint.state, weights, dtype), indent=2) + "\n"
+        record = json.dumps(_record(checkpoint, weights, dtype), indent=2) + "\n"
         (folder / RESULT[0]).write_text(record, encoding="utf-8")
         check_same_weights(generator, hub.load_generator(folder, dtype=kind))
-    if push_to_hub:
-        _push(push_to_hub, user_path(output), private)
     return checkpoint.path
 
 
@@ -85,25 +84,46 @@ def _check_fits(model: Any, kind: Any, name: str) -> None:
         raise WeightsError(f"{lost[0]!r} has values that {name} cannot hold; export as bfloat16 or float32")
 
 
-def _record(state: dict[str, Any], weights: str, dtype: str) -> dict[str, Any]:
+def _record(checkpoint: Any, weights: str, dtype: str) -> dict[str, Any]:
     kept = ("images", "recipe", "seconds", "processes", "data", "started_from", "versions")
-    return {**{name: state[name] for name in kept}, "weights": weights, "dtype": dtype}
+    record = {name: checkpoint.state[name] for name in kept}
+    measured = _last_measured(checkpoint.path.parent.parent / "metrics.jsonl", record["images"])
+    return {**record, **({"metrics": measured} if measured else {}), "weights": weights, "dtype": dtype}
 
 
-def _push(repository: str, folder: Path, private: bool) -> None:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+def _last_measured(log: Path, images: int) -> dict[str, float] | None:
+    """The last row of a run's log, up to so many images, that a metric wrote."""
+    from training.evaluate import METRICS
 
-    api = HfApi()
-    try:
-        name = api.create_repo(repository, private=private, exist_ok=True).repo_id
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload pipeline")
-    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
-        raise InputError(
-            f"the folder {str(folder)!r} is written, but the upload to {repository!r} failed "
-            f"({' '.join(str(error).split())}); log in with `hf auth login`, then `hf upload {repository} "
-            f"{folder}`"
-        ) from error
+    last = None
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
+        row = json.loads(line)
+        if row["images"] <= images and any(name in row for name in METRICS):
+            last = row
+    return {name: value for name, value in last.items() if name != "seconds"} if last else None
+
+
+def push(folder: str | Path, name: str, *, checkpoint: Path | None = None, **options: Any) -> str:
+    """Push an exported folder; returns where it is to be seen. checkpoint: what the training needs to go on
+    (`--resume hf:NAME`), to lie beside it. options: of `publish.push_folder`.
+
+    Raises `HubError`, `InputError`: the folder stays, and can be pushed later.
+    """
+    from stylenat_hub import publish
+
+    source = user_path(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        staged = Path(temporary)
+        shutil.copytree(source, staged, dirs_exist_ok=True, copy_function=link)
+        if checkpoint is not None:
+            shutil.copytree(checkpoint, staged / "checkpoint", copy_function=link)
+        try:
+            return publish.address(publish.push_folder(staged, name, **options))
+        except HubError as error:
+            later = (
+                f"; {str(source)!r} is written: `stylenat push {source} {name}`" if checkpoint is None else ""
+            )
+            raise HubError(f"{error}{later}") from error
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -117,23 +137,25 @@ def main(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     skip_discriminator: Annotated[bool, typer.Option("--skip-discriminator", help="Leave it out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
-    push_to_hub: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="Upload it too.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make the new repository private.")] = False,
+    push_to_hub: PushTo = None,
+    license_: License = None,
+    private: Private = False,
+    with_checkpoint: Annotated[
+        bool, typer.Option("--with-checkpoint", help="Push all that --resume hf:ORG/NAME needs, too.")
+    ] = False,
+    message: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the commit.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Turn a checkpoint of a run into a folder that `GANPipeline.from_pretrained` reads."""
     with one_sentence(debug, "interrupted; nothing was written"):
-        path = export(
-            source,
-            output,
-            weights=weights,
-            dtype=dtype,
-            skip_discriminator=skip_discriminator,
-            overwrite=overwrite,
-            push_to_hub=push_to_hub,
-            private=private,
-        )
+        options = {"skip_discriminator": skip_discriminator, "overwrite": overwrite}
+        path = export(source, output, weights=weights, dtype=dtype, **options)
         typer.echo(f"wrote {output} from {path.name}; try: stylenat generate {output} --grid")
+        if push_to_hub:
+            message = message or f"Upload the checkpoint {path.name}"
+            about = {"license": license_, "private": private or None, "commit_message": message}
+            kept = path if with_checkpoint else None
+            typer.echo(f"pushed to {push(output, push_to_hub, checkpoint=kept, **about)}")
 
 
 if __name__ == "__main__":

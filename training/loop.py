@@ -26,6 +26,7 @@ from stylenat_hub.pipeline import GANPipeline
 from training import checkpoints
 from training.augment import adjust_ada, take
 from training.monitor import Metric, Monitor
+from training.publisher import Publisher
 from training.randomness import shard_rows, stream
 from training.recipes import Recipe
 from training.steps import Game, Players, Shard, augmentations
@@ -71,6 +72,7 @@ class Trainer:
     players: on the accelerator's device. output: the run's folder. facts: plain data for `state.json`
     (configs, where weights came from, the data's fingerprint). metric: of the averaged generator.
     accumulate: forward and backward passes per step and process. compiled: draw through torch.compile.
+    publisher: of the main process, what takes checkpoints to the Hub.
     """
 
     def __init__(
@@ -85,10 +87,11 @@ class Trainer:
         metric: Metric | None = None,
         accumulate: int = 1,
         compiled: bool = False,
+        publisher: Publisher | None = None,
     ) -> None:
         self.recipe, self.players, self.accelerator, self.output = recipe, players, accelerator, output
         self.schedule, self.facts, self.metric = schedule or Schedule(), facts or {}, metric
-        self.accumulate = accumulate
+        self.accumulate, self.publisher = accumulate, publisher
         self.images, self.seconds, self.strength = 0, 0.0, 0.0 if recipe.augment == "ada" else 1.0
         self.saved: Path | None = None
         config = players.generator.config
@@ -215,6 +218,8 @@ class Trainer:
         if self.recipe.augment == "ada":
             extra["ada_strength"] = self.strength
         row = self.monitor.flush(self.images, extra)
+        if self.publisher is not None:
+            self.publisher.poll()
         wrong = [name for name in ("d_loss", "g_loss", "r1", "r2") if not math.isfinite(row.get(name) or 0.0)]
         if wrong:
             raise TrainingError(self._diverged(f"{wrong[0]} is {row[wrong[0]]}"))
@@ -281,6 +286,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             self._know_mean_style()
             checkpoints.save_checkpoint(self.output, self.images, self._tensors(generators), self._state())
+            if self.publisher is not None:
+                self.publisher.add(final)
             checkpoints.remove_old(self.output, self.schedule.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
         self.saved = final

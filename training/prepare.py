@@ -26,9 +26,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from stylenat_hub import signals
-from stylenat_hub.cli import one_sentence
 from stylenat_hub.errors import InputError
 from stylenat_hub.files import user_path, whole_file
+from stylenat_hub.options import one_sentence
 from training.decoding import TooSmall, square
 from training.sources import BrokenImage, Source, open_source
 

@@ -23,9 +23,9 @@ from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
 from stylenat_hub import signals
-from stylenat_hub.cli import one_sentence
 from stylenat_hub.errors import InputError
 from stylenat_hub.files import whole_file
+from stylenat_hub.options import one_sentence
 
 STYLES = ("day", "snow-night")
 LARGEST = 2048  # px; four times that is drawn

@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 import contextlib
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,14 +28,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast, set_seed
+from tqdm.auto import tqdm
 
 import stylenat_hub
+from stylenat_hub.download import fetch
 from stylenat_hub.errors import ConfigError, InputError
 from stylenat_hub.files import check_writable, user_path
+from stylenat_hub.publish import make_repository
 from training import checkpoints
 from training.data import Pictures, ShardSampler, check_source, loader
 from training.evaluate import METRICS
 from training.loop import Schedule, Trainer
+from training.publisher import Publisher
 from training.recipes import Recipe
 from training.setup import facts_of, new_players, stored_players, trained_players
 from training.sources import Source, open_source
@@ -69,6 +74,9 @@ class Options:
     metric_images: int | None = None
     eval_data: str | None = None
     split: str = "train"
+    push_to_hub: str | None = None
+    private: bool = False
+    license: str | None = None
 
 
 def train(
@@ -88,7 +96,7 @@ def train(
     there a recipe of other networks is refused, and of `overrides` (single fields that the user asked for)
     only those in `CHANGEABLE` may differ. data: see `sources.open_source`. output: the run's folder. source,
     discriminator: trained weights to start from, see `setup.trained_players`. resume: "latest", "auto"
-    (latest if there is one), or a checkpoint's folder.
+    (latest if there is one), a checkpoint's folder, or `hf:ORG/NAME`, what `push_to_hub` has pushed.
 
     Raises `StyleNATHubError`s, each one sentence.
     """
@@ -116,6 +124,8 @@ def train(
             players, said = new_players(recipe), "starting from random weights"
         pictures = _pictures(data, players.generator.resolution, recipe, options)
         trainer = _trainer(recipe, players, pictures, accelerator, output, options)
+        if options.push_to_hub and accelerator.is_main_process:
+            trainer.publisher = _publisher(output, options)
         trainer.facts["started_from"] = _name_of(source)
         if checkpoint is not None:
             _take_up(trainer, checkpoint, options)
@@ -186,10 +196,28 @@ def _run(trainer: Trainer, pictures: Pictures, options: Options) -> tuple[str, P
     _start_tracker(accelerator, trainer.recipe, options)
     try:
         why = trainer.run(batches)
+    except BaseException:
+        if trainer.publisher is not None:
+            trainer.publisher.stop()
+        raise
     finally:
         accelerator.end_training()
     accelerator.print(f"{why}; the last checkpoint is {trainer.saved}", flush=True)
+    if trainer.publisher is not None:
+        trainer.publisher.close()
     return why, trainer.saved
+
+
+def _publisher(output: Path, options: Options) -> Publisher:
+    """What pushes the checkpoints. Raises `HubError`, `InputError` now, not after hours, if it may not."""
+    name = make_repository(options.push_to_hub, private=options.private or None)
+    return Publisher(
+        name,
+        output,
+        private=options.private,
+        license=options.license,
+        say=lambda text: tqdm.write(text, file=sys.stderr),
+    )
 
 
 def _name_of(source: str | None) -> str | None:
@@ -244,7 +272,21 @@ def _start_tracker(accelerator: Accelerator, recipe: Recipe, options: Options) -
 def _checkpoint(output: Path, resume: str | None) -> checkpoints.Checkpoint | None:
     if resume is None or (resume == "auto" and not checkpoints.list_checkpoints(output)):
         return None
+    if resume.startswith("hf:"):
+        return checkpoints.find_checkpoint(output, str(_from_hub(resume.removeprefix("hf:"))))
     return checkpoints.find_checkpoint(output, "latest" if resume == "auto" else resume)
+
+
+def _from_hub(name: str) -> Path:
+    """The checkpoint that a run has pushed. name: `ORG/NAME`, or `ORG/NAME@REVISION`."""
+    name, _, revision = name.partition("@")
+    folder = fetch(name, ["checkpoint/*"], revision=revision or None) / "checkpoint"
+    if not folder.is_dir():
+        raise InputError(
+            f"the Hub repository {name!r} has no checkpoint to go on from; only training with --push-to-hub, "
+            "or training.export with --with-checkpoint, puts one there (start from its weights by --from)"
+        )
+    return folder
 
 
 def _with(recipe: Recipe, overrides: Mapping[str, Any] | None) -> Recipe:

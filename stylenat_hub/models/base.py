@@ -78,6 +78,38 @@ class ZooModel(ModelMixin, ConfigMixin):
         options = {"safe_serialization": safe_serialization, "variant": variant}
         hub.save(super().save_pretrained, save_directory, max_shard_size=max_shard_size, **options, **kwargs)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Publish it as one commit with a card, after checking that it reloads; returns the commit.
+
+        options: license, max_shard_size, revision (a branch), tag, commit_description. More and errors:
+        `stylenat_hub.publish.push_model`.
+        """
+        from stylenat_hub import publish  # late: it knows all families, which are built on this module
+
+        return publish.push_model(
+            self,
+            repo_id,
+            commit_message=commit_message,
+            private=private,
+            token=token,
+            create_pr=create_pr,
+            safe_serialization=safe_serialization,
+            variant=variant,
+            subfolder=subfolder,
+            **options,
+        )
+
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or cast, as every torch module does."""
         # diffusers' own `to` is for models with quantised or float32-only parts; for all others it only

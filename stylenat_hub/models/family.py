@@ -1,4 +1,4 @@
-"""The two records that describe what the zoo holds. The zoo itself is `stylenat_hub.registry`."""
+"""The records that describe what the zoo holds. The zoo itself is `stylenat_hub.registry`."""
 
 from __future__ import annotations
 
@@ -11,32 +11,88 @@ from stylenat_hub.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
+class Dataset:
+    """What a checkpoint was trained on.
+
+    name: as people say it. id: the Hub's name for it, lower case. license: of the data, in words. url: where
+    it is described.
+    """
+
+    name: str
+    id: str
+    license: str
+    url: str
+
+
+FFHQ = Dataset(
+    name="FFHQ",
+    id="ffhq",
+    license="CC BY-NC-SA 4.0 (the data set; each photograph also has a licence of its own)",
+    url="https://github.com/NVlabs/ffhq-dataset",
+)
+LSUN_CHURCH = Dataset(
+    name="LSUN Church",
+    id="lsun-church",
+    license="none stated by its authors that we know of",
+    url="https://www.yf.io/p/lsun",
+)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure that somebody measured.
+
+    name, id: as people and as the Hub call the metric. value: as the source prints it. lower_is_better: what
+    a good value is. protocol: what was compared with what. source: where the figure stands: a paper's table,
+    or a file of this project. measured_here: by this project, and not only cited?
+    """
+
+    name: str
+    id: str
+    value: float
+    protocol: str
+    source: str
+    lower_is_better: bool = True
+    measured_here: bool = False
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """One set of published or shipped weights.
+    """One set of published, shipped or described weights.
 
     name: zoo name, `architecture-dataset-resolution`. preset: the family's preset with the same shapes.
-    origin_url: the authors' original file, or None if they published none. source_sha256: of that file.
+    paper: arXiv id. license: what the Hub's list of licences calls that of the weights, "other" if it has no
+    name; code_license, weights_license: in words; license_url: their text. origin_url: the authors' original
+    file, or None if they published none; source_sha256: of that file, where known. published: are the weights
+    on the Hub, in the zoo's own namespace? revision: the commit there that was checked. sha256: of files of
+    the pipeline folder, where known.
     """
 
     name: str
     family: str
     preset: str
     resolution: int
-    dataset: str
+    dataset: Dataset
     parameters: int
     paper: str
+    license: str
     code_license: str
     weights_license: str
+    license_url: str
     description: str
     origin_url: str | None = None
     source_sha256: str | None = None
-    metrics: Mapping[str, float] | None = None
+    published: bool = False
+    revision: str | None = None
+    sha256: Mapping[str, str] | None = None
+    metrics: tuple[Metric, ...] = ()
 
 
 @dataclass(frozen=True)
 class Family:
     """One model family: a folder under `models/` and one line in `registry.FAMILIES`.
 
+    tags: what the Hub's search should find it by, beside its name. citation: the paper, as BibTeX.
     generator: the `Generator` subclass. config: its config class, whose `presets` include `tiny`.
     recognise: does this original state dict of a generator belong to the family?
     infer_config: `(original state dict, *, args, preset, config) -> config`: args are the checkpoint's own
@@ -48,6 +104,8 @@ class Family:
 
     name: str
     title: str
+    tags: tuple[str, ...]
+    citation: str
     generator: type[Generator]
     config: type[ModelConfig]
     checkpoints: tuple[Checkpoint, ...]

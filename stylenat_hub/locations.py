@@ -1,0 +1,176 @@
+"""Where a model is: a zoo name, a local folder or a Hub repository -> a folder on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stylenat_hub import download
+from stylenat_hub.errors import ConfigError, InputError, NotOnHubError, UnknownModelError, WeightsError
+from stylenat_hub.registry import (
+    CHECKPOINTS,
+    NAMESPACE,
+    chosen_namespace,
+    find_checkpoint,
+    hub_id,
+    nearest,
+)
+from stylenat_hub.weights import file_names, read_json
+
+BUILTIN = Path(__file__).parent / "builtin"
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Location:
+    """A model folder on this machine.
+
+    name: as the user gave it. folder: has `config.json`. listing: names all files of the source, which for a
+    Hub repository are more than those downloaded; None if the folder is all there is.
+    """
+
+    name: str
+    folder: Path
+    listing: Callable[[], list[str]] | None = None
+
+
+def locate(
+    source: str | os.PathLike[str],
+    *,
+    component: str = "generator",
+    subfolder: str | None = None,
+    variant: str | None = None,
+    namespace: str | None = None,
+    **options: Any,
+) -> Location:
+    """Where `source` lies on this machine, downloaded if it is a Hub id. See `load_model`.
+
+    component: the folder that is meant where `source` is a pipeline and no subfolder is given. options: those
+    of `download.fetch`.
+    """
+    if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
+        raise InputError(f"the model is {source!r}; give a zoo name, a folder or a Hub id (org/name)")
+    name = os.fspath(source)
+    if (path := _local(name)) is not None:
+        return Location(name, _model_folder(path, subfolder, component))
+    if name in builtin_models() and namespace is None:
+        return Location(name, _model_folder(BUILTIN / name, subfolder, component))
+    patterns = _wanted(subfolder or component, bool(subfolder), variant)
+    if name in CHECKPOINTS:
+        where, folder = _of_the_zoo(name, patterns, variant, namespace, options)
+    elif _HUB_ID.fullmatch(name):
+        where, folder = name, download.fetch(name, patterns, **options)
+    else:
+        raise UnknownModelError(_nowhere(name))
+    listing = partial(download.list_files, where, options.get("revision"), options.get("token"))
+    return Location(name, _model_folder(folder, subfolder, component), listing)
+
+
+def _local(name: str) -> Path | None:
+    """The folder of this name, or None if there is nothing of the name on this machine."""
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        raise UnknownModelError(f"there is no folder {name!r}: no user of that name") from None
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:  # a name longer than names may be
+        raise UnknownModelError(f"there is no folder {name[:60]!r}...: {error.strerror}") from None
+    if exists and not is_folder:
+        raise InputError(
+            f"{name!r} is a file; give the folder that it is in, or convert an original checkpoint with "
+            f"`python -m conversion.convert {name} --output FOLDER` and give that folder"
+        )
+    return path if is_folder else None
+
+
+def _of_the_zoo(
+    name: str, patterns: list[str], variant: str | None, namespace: str | None, options: dict[str, Any]
+) -> tuple[str, Path]:
+    """A zoo name's Hub id and its snapshot, whose weights are those that the zoo has recorded.
+
+    Where nobody has published it, the Hub is asked only if a namespace was named: anybody could take the
+    name.
+    """
+    record, chosen = CHECKPOINTS[name], chosen_namespace(namespace)
+    if chosen is None and not record.published:
+        raise UnknownModelError(without_weights(name))
+    where = hub_id(name, namespace)
+    if chosen in (None, NAMESPACE) and options.get("revision") is None:
+        options = {**options, "revision": record.revision}
+    try:
+        folder = download.fetch(where, patterns, **options)
+    except NotOnHubError as error:
+        raise UnknownModelError(
+            f"the Hub has no {where!r}, or it is private; {without_weights(name)}"
+        ) from error
+    if record.sha256 and not variant:
+        download.check_known(where, folder, record.sha256)
+    return where, folder
+
+
+def _wanted(folder: str, only: bool, variant: str | None) -> list[str]:
+    """The files of a Hub repository that one load needs: those in `folder`, and unless `only` the root's."""
+    folders = [f"{folder}/"] if only else ["", f"{folder}/"]
+    return [
+        "model_index.json",
+        *(f"{at}{name}" for at in folders for name in ("config.json", *file_names(variant))),
+    ]
+
+
+def _model_folder(root: Path, subfolder: str | None, component: str) -> Path:
+    if subfolder:
+        folder = root / subfolder
+    elif (root / "model_index.json").is_file():
+        folder = root / component
+        if component == "generator" and component not in (index := read_json(root / "model_index.json")):
+            raise ConfigError(
+                f"{str(root)!r} is a {index.get('_class_name')}, a pipeline without a generator of ours"
+            )
+        if not folder.is_dir():
+            raise WeightsError(
+                f"the pipeline {str(root)!r} has no {component}; it was saved or converted without"
+            )
+    else:
+        folder = root
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{str(folder)!r} is no model folder: it has no config.json; give a folder that save_pretrained "
+            "or python -m conversion.convert wrote"
+        )
+    return folder
+
+
+def builtin_models() -> list[str]:
+    """Names of the trained pipelines that ship inside this package, sorted; possibly none."""
+    return sorted(path.parent.name for path in BUILTIN.glob("*/model_index.json"))
+
+
+def without_weights(name: str) -> str:
+    """One sentence for a zoo name whose weights are not to be had: how to get them, or that there are
+    none."""
+    if name in builtin_models():
+        return f"{name!r} ships with this package: leave out namespace"
+    if find_checkpoint(name).origin_url is None:
+        return (
+            f"the weights of {name!r} were never published; stylenat_hub.create_model({name!r}) builds the "
+            "untrained network"
+        )
+    return (
+        f"nobody has put the weights of {name!r} on the Hub yet; convert the authors' file, in a clone of "
+        f"this project, with `python -m conversion.convert --from {name} --output {name}`, and give that "
+        "folder"
+    )
+
+
+def _nowhere(name: str) -> str:
+    if "/" in name or os.sep in name or name.startswith((".", "~")):
+        return (
+            f"there is no folder {name!r}; give an existing one, a zoo name (see `stylenat list`) or a Hub id"
+        )
+    return f"there is no folder {name!r} here, and {nearest(name, CHECKPOINTS)}"

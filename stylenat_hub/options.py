@@ -1,0 +1,150 @@
+"""What the command lines of this project share: errors in one sentence, parsed words, common options."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import traceback
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stylenat_hub import signals
+from stylenat_hub.errors import InputError, StyleNATHubError
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_SEEDS = 1_000_000  # in one command: a guard against typing mistakes
+MAX_TRUNCATION = 1e6  # far beyond any picture; larger ones overflow in float32
+DEBUG = "--debug"
+_USAGE = typer.BadParameter.__base__  # typer shows these itself, with the usage, and exits with 2
+
+
+@contextlib.contextmanager
+def one_sentence(debug: bool, interrupted: str = "interrupted") -> Iterator[None]:
+    """Any error becomes one line and exit code 1, and so do Ctrl-C and SIGTERM (the line is `interrupted`).
+
+    With `debug` errors pass, and an interruption shows where it came. Every command line here uses this.
+    """
+    try:
+        yield
+    except (typer.Exit, typer.Abort, BrokenPipeError):  # typer's own ways out; a reader that saw enough
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) or signals.received():
+            if debug:
+                traceback.print_exc()
+            signals.tell(interrupted, error)
+            raise typer.Exit(signals.EXIT_CODE) from None
+        if debug or isinstance(error, _USAGE):
+            raise
+        typer.echo(f"error: {_sentence(error)}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _sentence(error: Exception) -> str:
+    """The error in one line; of a foreign one also its kind."""
+    text = " ".join(str(error).split()) or "no details"
+    if isinstance(error, StyleNATHubError):
+        return text
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the device is out of memory; try a smaller --batch-size, --dtype bfloat16 or --device cpu"
+    if isinstance(error, MemoryError):
+        return "the machine is out of memory; close other programs, or use one with more"
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        return f"the system refuses: {text} (--debug shows where)"
+    if isinstance(error, (OSError, RuntimeError)):
+        return f"{type(error).__name__}: {text} (--debug shows where)"
+    return f"{type(error).__name__}: {text} (a bug; --debug shows where)"
+
+
+class Dtype(str, Enum):
+    """Types that a model can be loaded in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0-3,7` -> [0, 1, 2, 3, 7], each seed once. Raises `typer.BadParameter`, naming the wrong part."""
+    seeds: dict[int, None] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,30})\s*(?:-\s*([0-9]{1,30})\s*)?", part)
+        if not match:
+            raise typer.BadParameter(
+                f"{part!r} in {text!r} is neither a seed nor a range; examples: 0-15 or 1,5,9-12"
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise typer.BadParameter(f"the range {part.strip()!r} runs backwards; write {last}-{first}")
+        if last >= 2**32:
+            raise typer.BadParameter(f"{part.strip()!r} is out of range; seeds go from 0 to 2**32 - 1")
+        if len(seeds) + last - first >= MAX_SEEDS:
+            raise typer.BadParameter(
+                f"{text!r} is more than {MAX_SEEDS:,} seeds; ask for fewer in one command"
+            )
+        seeds |= dict.fromkeys(range(first, last + 1))
+    return list(seeds)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps` -> the device. Raises `InputError` if it is not there."""
+    import torch
+
+    cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    there = [
+        "cpu",
+        *(["cuda"] if cuda else []),
+        *(f"cuda:{i}" for i in range(cuda)),
+        *(["mps"] if mps else []),
+    ]
+    if name not in there:
+        raise InputError(f"this machine has no device {name!r}; it has: auto, {', '.join(there)}")
+    return torch.device(name)
+
+
+def parse_device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        raise typer.BadParameter(f"{text!r} is no device; allowed: auto, cpu, cuda, cuda:N, mps")
+    return text
+
+
+def finite_number(value: float) -> float:
+    if value != value or abs(value) == float("inf"):
+        raise typer.BadParameter(f"{value} is not a finite number; usual values are from 0 to 1")
+    if abs(value) > MAX_TRUNCATION:
+        raise typer.BadParameter(
+            f"{value} is out of range; allowed: {-MAX_TRUNCATION:.0f} to {MAX_TRUNCATION:.0f}, usually 0 to 1"
+        )
+    return value
+
+
+def parse_path(text: str | Path) -> Path:
+    """A path as typed. Raises `typer.BadParameter` for an empty one, which would mean the current folder."""
+    if not str(text):
+        raise typer.BadParameter("the name is empty; write '.' for the current folder")
+    return Path(text)
+
+
+Debug = Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error.")]
+Variant = Annotated[str | None, typer.Option(help="Weights saved under this name, such as bf16.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")]
+Namespace = Annotated[
+    str | None, typer.Option(help="Whose copy of a zoo name on the Hub; default: STYLENAT_HUB_NAMESPACE.")
+]
+PushTo = Annotated[
+    str | None, typer.Option("--push-to-hub", metavar="ORG/NAME", help="Publish it there too.")
+]
+License = Annotated[
+    str | None, typer.Option("--license", metavar="ID", help="For the card, such as mit or cc-by-4.0.")
+]
+Private = Annotated[bool, typer.Option("--private", help="Only into a private repository.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
