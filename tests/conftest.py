@@ -1,12 +1,27 @@
-"""Small models that several test files share."""
+"""What several test files share: small models, and a Hub of their own on loopback."""
 
 from __future__ import annotations
 
-import pytest
-import torch
+import os
+import tempfile
+import time
+from types import SimpleNamespace
 
-from stylenat_hub.pipeline import GANPipeline
-from stylenat_hub.registry import FAMILIES
+from hub_server import HubServer
+
+# Before anything imports huggingface_hub, which reads these once: no test ever talks to the real Hub.
+HUB = HubServer().__enter__()
+_HOME = tempfile.TemporaryDirectory(prefix="stylenat-hub-tests-")
+os.environ.pop("HF_TOKEN", None)
+_SETTINGS = HUB.environment(_HOME.name)
+os.environ.update({name: value for name, value in _SETTINGS.items() if name.startswith("HF_")})
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from stylenat_hub import remote  # noqa: E402
+from stylenat_hub.pipeline import GANPipeline  # noqa: E402
+from stylenat_hub.registry import FAMILIES  # noqa: E402
 
 
 def pytest_collection_modifyitems(items):
@@ -44,3 +59,21 @@ def pipeline(tiny):
     pipe = GANPipeline.from_pretrained(tiny)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty Hub that the real client in this process talks to, as the user `me`, with a cache of its own.
+
+    A process started by a test needs `hub.environment(home, token="hf_me")`.
+    """
+    HUB.clear()
+    monkeypatch.setenv("HF_TOKEN", "hf_me")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "WAITS", (0.0, 0.0))
+    # The client waits a second and more before it tries again. Only its own name for the module `time` changes.
+    hurried = SimpleNamespace(**{**vars(time), "sleep": lambda _seconds: None})
+    for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download"):
+        monkeypatch.setattr(f"{module}.time", hurried)
+    yield HUB
+    HUB.clear()

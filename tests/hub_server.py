@@ -135,6 +135,12 @@ class HubServer:
             self.faults.append(fault)
         return fault
 
+    def clear(self):
+        """Forget everything but the users."""
+        with self.lock:
+            for kept in (self.requests, self.repos, self.objects, self.promised, self.faults):
+                kept.clear()
+
     def clear_faults(self):
         with self.lock:
             self.faults.clear()
