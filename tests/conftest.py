@@ -71,7 +71,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_me")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(remote, "WAITS", (0.0, 0.0))
-    # The client waits a second and more before it tries again. Only its own name for the module `time` changes.
+    # The client waits a second and more before it tries again. Only its own name for `time` changes.
     hurried = SimpleNamespace(**{**vars(time), "sleep": lambda _seconds: None})
     for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download"):
         monkeypatch.setattr(f"{module}.time", hurried)

@@ -14,10 +14,13 @@ from stylenat_hub import GANPipeline, WaveletDiscriminator, create_model
 from stylenat_hub.cli import app
 from stylenat_hub.locations import BUILTIN, builtin_models
 from stylenat_hub.metrics import SlicedWasserstein, sliced_wasserstein
+from stylenat_hub.registry import CHECKPOINTS
+from stylenat_hub.weights import fingerprint
 from training.recipes import Recipe
 from training.toy_churches import draw_church
 
 ROOT = Path(__file__).resolve().parent.parent
+DISCRIMINATOR = ROOT / "training" / "checkpoints" / "toy-church"
 COUNT = 200
 
 
@@ -60,6 +63,14 @@ def test_the_command_draws_with_it_where_no_model_is_named(tmp_path):
     assert builtin_models() == ["toy-church"]
 
 
+def test_its_weights_are_those_that_the_registry_knows():
+    hashes = CHECKPOINTS["toy-church"].sha256
+    folders = {"generator": BUILTIN / "toy-church" / "generator", "discriminator": DISCRIMINATOR}
+    for name, expected in hashes.items():
+        part, file = name.split("/")
+        assert fingerprint(folders[part] / file)["sha256"] == expected
+
+
 def test_it_is_small_and_says_how_it_was_made():
     files = [path for path in BUILTIN.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 8_000_000
@@ -69,7 +80,7 @@ def test_it_is_small_and_says_how_it_was_made():
 
 
 def test_its_discriminator_is_in_the_clone_and_tells_drawings_from_noise():
-    judge = WaveletDiscriminator.from_pretrained(ROOT / "training" / "checkpoints" / "toy-church").eval()
+    judge = WaveletDiscriminator.from_pretrained(DISCRIMINATOR).eval()
     config = GANPipeline.from_pretrained("toy-church").generator.config
     mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
     values = [torch.tensor(list(draw_church(2_000_000 + i, 32).tobytes())).view(32, 32, 3) for i in range(8)]
@@ -80,7 +91,12 @@ def test_its_discriminator_is_in_the_clone_and_tells_drawings_from_noise():
 
 
 @pytest.mark.parametrize(
-    "card", ["README.md", "stylenat_hub/builtin/toy-church/README.md", "model_cards/toy-church/README.md"]
+    "card",
+    [
+        "README.md",
+        "stylenat_hub/builtin/toy-church/README.md",
+        *(path.relative_to(ROOT).as_posix() for path in (ROOT / "model_cards").glob("*/*.md")),
+    ],
 )
 def test_what_a_document_links_to_is_there(card):
     text = (ROOT / card).read_text(encoding="utf-8")

@@ -42,9 +42,10 @@ LSUN_CHURCH = Dataset(
 class Metric:
     """A figure that somebody measured.
 
-    name, id: as people and as the Hub call the metric. value: as the source prints it. lower_is_better: what
-    a good value is. protocol: what was compared with what. source: where the figure stands: a paper's table,
-    or a file of this project. measured_here: by this project, and not only cited?
+    name, id: as people and as the Hub call the metric. value: with as many decimals (`digits`) as the source
+    prints. protocol: what was compared with what. source: where the figure stands: a paper's table, or a file
+    of this project. lower_is_better: what a good value is. measured_here: by this project, and not only
+    cited?
     """
 
     name: str
@@ -52,8 +53,13 @@ class Metric:
     value: float
     protocol: str
     source: str
+    digits: int = 2
     lower_is_better: bool = True
     measured_here: bool = False
+
+    @property
+    def shown(self) -> str:
+        return f"{self.value:.{self.digits}f}"
 
 
 @dataclass(frozen=True)

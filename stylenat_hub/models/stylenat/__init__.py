@@ -36,8 +36,9 @@ CITATION = """\
 }"""
 
 
-def _fid(value: float, place: str = "") -> tuple[Metric, ...]:
-    return (Metric(name="FID-50k", id="fid", value=value, protocol=_FID, source=f"arXiv {_PAPER}{place}"),)
+def _fid(value: float, digits: int, place: str) -> tuple[Metric, ...]:
+    source = f"arXiv {_PAPER}, {place}"
+    return (Metric(name="FID-50k", id="fid", value=value, protocol=_FID, source=source, digits=digits),)
 
 
 FAMILY = Family(
@@ -62,7 +63,7 @@ FAMILY = Family(
             license_url=_LICENSE,
             description="Faces at 256 px, two partitions per level, trained with flips",
             origin_url=_PUBLISHED + "FFHQ256_940k_flip.pt",
-            metrics=_fid(2.046),
+            metrics=_fid(2.046, 3, "abstract"),
         ),
         Checkpoint(
             name="stylenat-ffhq-1024",
@@ -78,7 +79,7 @@ FAMILY = Family(
             license_url=_LICENSE,
             description="Faces at 1024 px, two partitions per level",
             origin_url=_PUBLISHED + "FFHQ1024_700k.pt",
-            metrics=_fid(4.174),
+            metrics=_fid(4.174, 3, "abstract"),
         ),
         Checkpoint(
             name="stylenat-church-256",
@@ -93,7 +94,7 @@ FAMILY = Family(
             weights_license="none: no weights were ever published",
             license_url=_LICENSE,
             description="Churches at 256 px, a pyramid of dilations; no weights were ever published",
-            metrics=_fid(3.40, ", Table 4, 8 partitions"),
+            metrics=_fid(3.40, 2, "Table 4, 8 partitions"),
         ),
         Checkpoint(
             name="toy-church",
@@ -123,9 +124,11 @@ FAMILY = Family(
                     value=13.1,
                     protocol=(
                         "1,000 pictures against 1,000 held-out drawings, mean of 32 px and 16 px "
-                        "(arXiv 1710.10196, section 5); other drawings of the same kind are 8.4 apart"
+                        "(arXiv 1710.10196, section 5); untrained weights are 269.9 away, other drawings of "
+                        "the same kind 8.4"
                     ),
                     source="model_cards/toy-church/figures.json",
+                    digits=1,
                     measured_here=True,
                 ),
             ),

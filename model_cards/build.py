@@ -1,0 +1,244 @@
+"""Build the cards of all checkpoints, and the table of models in the README, from the registry.
+
+    python -m model_cards.build            # write what is not as it should be
+    python -m model_cards.build --check    # only say so, exit code 1
+
+Every figure comes from the registry, from `benchmarks/`, or from the `training.json` of a checkpoint that
+ships; the Markdown in `words/` has the rest: a file per data set, and one per checkpoint on how it was made.
+A card is what the repository of that checkpoint on the Hub has as README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from huggingface_hub import EvalResult, ModelCard
+
+from stylenat_hub import cards
+from stylenat_hub.errors import InputError
+from stylenat_hub.files import whole_file
+from stylenat_hub.locations import BUILTIN, builtin_models
+from stylenat_hub.models.family import Checkpoint, Dataset
+from stylenat_hub.options import one_sentence
+from stylenat_hub.registry import CHECKPOINTS, FAMILIES, hub_id
+from stylenat_hub.summary import status
+
+HERE = Path(__file__).resolve().parent
+README = HERE.parent / "README.md"
+PICTURE = "pictures.png"
+_TABLE = re.compile(r"(?<=<!-- models -->\n).*?(?=<!-- /models -->)", re.DOTALL)
+
+
+def build() -> dict[Path, str]:
+    """All files that are built: path -> text. Raises `InputError` if the README lost the table's marks."""
+    files = {}
+    for name, record in CHECKPOINTS.items():
+        folder = HERE / name
+        picture = PICTURE if (folder / PICTURE).is_file() else None
+        files[folder / "README.md"] = f"{card(record, picture)}\n"
+        if name in builtin_models():
+            files[BUILTIN / name / "README.md"] = f"{card(record)}\n"
+    readme = README.read_text(encoding="utf-8")
+    if not _TABLE.search(readme):
+        raise InputError("README.md lost its marks <!-- models --> and <!-- /models -->; put them back")
+    files[README] = _TABLE.sub(lambda _: model_table(), readme)
+    return files
+
+
+def card(record: Checkpoint, picture: str | None = None) -> ModelCard:
+    """The card of a checkpoint. picture: a file beside it to show."""
+    family = FAMILIES[record.family]
+    named = {"license_name": f"{record.name}-weights", "license_link": record.license_url}
+    data = cards.card_data(
+        family,
+        license=record.license,
+        name=record.name,
+        evaluation=_results(record),
+        datasets=[record.dataset.id],
+        **(named if record.license == "other" else {}),
+    )
+    return ModelCard.from_template(
+        data,
+        template_str=(HERE / "template.md").read_text(encoding="utf-8"),
+        record=record,
+        family=family,
+        parameters=f"{record.parameters / 1e6:.2f} M",
+        status=_STATUS[status(record.name)],
+        picture=picture,
+        use=_use(record),
+        origin=_origin(record),
+        data=_link(record.dataset),
+        words=words(record.dataset),
+        made=_text(record.name),
+        recipe=_recipe(record),
+        benchmarks=_benchmarks(record.name),
+    )
+
+
+def words(dataset: Dataset) -> dict[str, str]:
+    """What `words/data-ID.md` says: section -> Markdown."""
+    parts = re.split(r"^## (\w+)\n", _text(f"data-{dataset.id}"), flags=re.MULTILINE)[1:]
+    return {name: text.strip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def _text(name: str) -> str:
+    """A file of `words/`. Raises `InputError` if it is not there."""
+    path = HERE / "words" / f"{name}.md"
+    if not path.is_file():
+        raise InputError(
+            f"the cards need {str(path.relative_to(HERE.parent))!r}; CONTRIBUTING.md says what is in it"
+        )
+    return path.read_text(encoding="utf-8").strip()
+
+
+def model_table() -> str:
+    """The README's table of models."""
+    rows = ["| name | px | generator's parameters | reported | weights |", "|---|---|---|---|---|"]
+    for record in CHECKPOINTS.values():
+        figures = "; ".join(
+            f"{m.name} {m.shown}{' (measured here)' if m.measured_here else ''}" for m in record.metrics
+        )
+        name = f"[`{record.name}`](model_cards/{record.name}/README.md)"
+        size = f"{record.parameters / 1e6:.2f} M"
+        rows.append(f"| {name} | {record.resolution} | {size} | {figures} | {_weights(record)} |")
+    return "\n".join(rows) + "\n"
+
+
+_STATUS = {
+    "ships": "Its weights are in the package.",
+    "on the Hub": "The weights are in this repository.",
+    "convert": "Its authors published the weights; convert their file once, by the one command below.",
+    "none published": "**No weights were ever published**: this describes the shape.",
+}
+
+
+def _weights(record: Checkpoint) -> str:
+    return {
+        "ships": "ship with the package",
+        "on the Hub": f"`{hub_id(record.name)}` on the Hub",
+        "convert": f"convert the authors' `{Path(record.origin_url or '').name}`",
+        "none published": "never published; the shape only",
+    }[status(record.name)]
+
+
+def _python(*lines: str) -> str:
+    return "\n".join(("```python", *lines, "```"))
+
+
+def _use(record: Checkpoint) -> str:
+    load = "pipe(seeds=range(8), truncation_psi=0.7).images  # a list of PIL images"
+    head = ("from stylenat_hub import GANPipeline", "")
+    if status(record.name) == "none published":
+        return _python(
+            "from stylenat_hub import create_model",
+            "",
+            f'create_model("{record.name}")  # random weights, to be trained',
+        )
+    if status(record.name) == "convert":
+        command = f"python -m conversion.convert --from {record.name} --output {record.name}"
+        return (
+            f"Once, in a clone of the project:\n\n```\n{command}\n```\n\nThen, beside that folder:\n\n"
+            + _python(*head, f'pipe = GANPipeline.from_pretrained("{record.name}")', load)
+        )
+    return _python(*head, f'pipe = GANPipeline.from_pretrained("{record.name}")', load)
+
+
+def _origin(record: Checkpoint) -> str:
+    if record.origin_url is None:
+        return (
+            "They were trained by this project."
+            if status(record.name) == "ships"
+            else "There are none: the authors published no file."
+        )
+    known = (
+        f"its SHA-256 is `{record.source_sha256}`"
+        if record.source_sha256
+        else "its SHA-256 is not stated here, because nobody of this project has opened it; the conversion "
+        "writes the one that it finds into `conversion.json`"
+    )
+    return (
+        f"From the authors' file [{Path(record.origin_url).name}]({record.origin_url}) ({known}). "
+        "`conversion.convert` reads it without executing anything in it, renames the tensors, estimates the "
+        "mean style from 10,000 latents, writes safetensors, loads them again, and compares the picture. "
+        "What it does is tested against tensors recorded from the original code with random weights."
+    )
+
+
+def _results(record: Checkpoint) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type=cards.TASK,
+            dataset_type=record.dataset.id,
+            dataset_name=f"{record.dataset.name} {record.resolution}x{record.resolution}",
+            metric_type=metric.id,
+            metric_name=metric.name,
+            metric_value=metric.value,
+            source_name=None if metric.measured_here else metric.source,
+            source_url=None if metric.measured_here else f"https://arxiv.org/abs/{record.paper}",
+        )
+        for metric in record.metrics
+    ]
+
+
+def _link(dataset: Dataset) -> str:
+    return f"[{dataset.name}]({dataset.url})" if "://" in dataset.url else dataset.name
+
+
+def _recipe(record: Checkpoint) -> str | None:
+    path = BUILTIN / record.name / "training.json"
+    if record.name not in builtin_models() or not path.is_file():
+        return None
+    return json.dumps(json.loads(path.read_text(encoding="utf-8"))["recipe"], indent=1)
+
+
+def _benchmarks(name: str) -> list[dict[str, Any]]:
+    """The committed measurements of a checkpoint's shape, float32 first."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in (HERE / "benchmarks").glob("*.json")]
+    rows = [
+        {
+            "batch": result["batch"],
+            "machine": f"{result['machine']['device']}, torch {result['machine']['torch']}",
+            "dtype": result["dtype"],
+            "threads": result["threads"],
+            "seconds": f"{result['seconds']['tiled'] / result['batch']:.2f}",
+            "memory": f"{result['peak_memory_mib']['tiled']:,.0f} MiB",
+        }
+        for result in found
+        if result.get("model") == name and "tiled" in result.get("seconds", {})
+    ]
+    return sorted(rows, key=lambda row: (row["dtype"] != "float32", row["machine"]))
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit with 1 if something is old.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Build the cards and the README's table of models."""
+    with one_sentence(debug):
+        old = [
+            (path, text)
+            for path, text in build().items()
+            if not path.is_file() or path.read_text(encoding="utf-8") != text
+        ]
+        for path, text in old:
+            typer.echo(f"{'old' if check else 'wrote'}: {path.relative_to(HERE.parent)}")
+            if not check:
+                path.parent.mkdir(exist_ok=True)
+                with whole_file(path) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+        if check and old:
+            raise InputError("run `python -m model_cards.build`, and commit what it writes")
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m model_cards.build")
