@@ -1,0 +1,70 @@
+"""What the README says about the Hub, done as it stands there, against the Hub of the tests."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stylenat_hub.locations import BUILTIN
+from training.toy_churches import write_churches
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = {
+    "stylenat": ["-m", "stylenat_hub.cli"],
+    "accelerate": ["-m", "accelerate.commands.accelerate_cli"],
+    "python": [],
+}
+
+
+def blocks(section):
+    """The code blocks of a section: (language or "", text)."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    body = re.search(rf"^## {section}\n(.*?)^## ", text, re.DOTALL | re.MULTILINE)[1]
+    return re.findall(r"^```(\w*)\n(.*?)^```", body, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def shell(hub, tmp_path):
+    """A folder with what the README has made before, and a function that runs lines in it."""
+    shutil.copytree(BUILTIN / "toy-church", tmp_path / "my-church")
+    (tmp_path / "my-church" / "README.md").unlink()
+    write_churches(tmp_path / "churches.zip", count=64, size=32)
+    variables = hub.environment(tmp_path / "home", token="hf_me", PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+
+    def run(*arguments):
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env={**variables, "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    return run
+
+
+def test_publish_your_own(hub, shell):
+    """In full, but with fewer images."""
+    pushes, python, trainings = (text for _, text in blocks("Publish your own"))
+    for line in [*pushes.strip().splitlines(), *trainings.strip().splitlines()]:
+        line = re.sub(r"--images (\d+)000", r"--images \g<1>6 --metric none --sample-every 0", line)
+        program, *arguments = shlex.split(line)
+        shell(*PYTHON[program], *arguments)
+    shell("-c", python)
+    files = hub.files("me/my-church")
+    assert b"license: mit" in files["README.md"] and files["samples.png"].startswith(b"\x89PNG")
+    assert "checkpoint/state.json" in hub.files("me/tiny-church")
+
+
+def test_load_from_the_hub(hub, shell):
+    hub.add_repo("me/my-church", BUILTIN / "toy-church")
+    for _, code in blocks("Load from the Hub"):
+        shell("-c", code + "\npipe([0])")
