@@ -17,15 +17,11 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, list_repo_files, snapshot_download
 from huggingface_hub.utils import filter_repo_objects
 
-from stylenat_hub.errors import WeightsError
+from stylenat_hub.errors import OldCopyWarning, WeightsError
 from stylenat_hub.remote import Failures, no_network, passes, pulling, reason, retried
 from stylenat_hub.weights import fingerprint
 
 _CHUNK = 1 << 20
-
-
-class OldCopyWarning(UserWarning):
-    """The Hub could not be asked, so a copy from the cache is used, which may be older than the Hub's."""
 
 
 def fetch(

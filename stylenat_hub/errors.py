@@ -40,3 +40,7 @@ class TrainingError(StyleNATHubError, RuntimeError):
 
 class HubError(StyleNATHubError, OSError):
     """The Hub refuses a push, or cannot be reached for one."""
+
+
+class OldCopyWarning(UserWarning):
+    """The Hub could not be asked, so a copy from the cache is used, which may be older than the Hub's."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import re
 import traceback
+import warnings
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stylenat_hub import signals
-from stylenat_hub.errors import InputError, StyleNATHubError
+from stylenat_hub.errors import InputError, OldCopyWarning, StyleNATHubError
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,8 @@ def one_sentence(debug: bool, interrupted: str = "interrupted") -> Iterator[None
     With `debug` errors pass, and an interruption shows where it came. Every command line here uses this.
     """
     try:
-        yield
+        with _plain_warnings():
+            yield
     except (typer.Exit, typer.Abort, BrokenPipeError):  # typer's own ways out; a reader that saw enough
         raise
     except (Exception, KeyboardInterrupt) as error:
@@ -44,6 +46,22 @@ def one_sentence(debug: bool, interrupted: str = "interrupted") -> Iterator[None
             raise
         typer.echo(f"error: {_sentence(error)}", err=True)
         raise typer.Exit(1) from None
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show this package's warnings as a line each, without the place in the code."""
+    before = warnings.formatwarning
+
+    def formatted(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+        plain = issubclass(category, OldCopyWarning)
+        return f"warning: {message}\n" if plain else before(message, category, *place, **more)
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _sentence(error: Exception) -> str:

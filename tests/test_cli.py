@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ import typer
 from typer.testing import CliRunner
 
 from stylenat_hub import __version__, cli, hub, locations, pictures
-from stylenat_hub.errors import InputError
+from stylenat_hub.errors import InputError, OldCopyWarning
+from stylenat_hub.options import one_sentence
 from stylenat_hub.pipeline import GANPipeline
 from stylenat_hub.registry import CHECKPOINTS
 
@@ -366,3 +368,14 @@ def test_what_a_command_imports(tiny, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_copy_that_may_be_old_is_said_in_a_line(hub, tiny, tmp_path):
+    hub.add_repo("me/tiny", tiny)
+    assert run("generate", "me/tiny", "--seeds", "1", "--output", tmp_path / "a").exit_code == 0
+    hub.fail("503", times=None)
+    with pytest.warns(OldCopyWarning, match="HTTP 503.*may be older"):
+        assert run("generate", "me/tiny", "--seeds", "1", "--output", tmp_path / "b").exit_code == 0
+    with one_sentence(debug=False):
+        assert warnings.formatwarning("x", OldCopyWarning, "file.py", 3) == "warning: x\n"
+        assert "file.py:3" in warnings.formatwarning("x", UserWarning, "file.py", 3)
