@@ -90,20 +90,20 @@ def bundle_files(folder: Path) -> dict[str, str]:
     }
 
 
-def _components(folder: Path, index: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """The models of a pipeline, name -> (module, class), all of this package."""
+def _components(folder: Path, index: dict[str, Any]) -> dict[str, list[str]]:
+    """The models of a pipeline, name -> [module, class], all of this package."""
     if index.get("_class_name") not in (PIPELINE_CLASS, [Path(PIPELINE_FILE).stem, PIPELINE_CLASS]):
         raise ConfigError(
             f"{str(folder)!r} is a {index.get('_class_name')}; code is added to a {PIPELINE_CLASS} only"
         )
     models = [model for family in FAMILIES.values() for model in (family.generator, family.discriminator)]
-    known = {(model.__module__, model.__name__) for model in models}
-    found = {
-        name: tuple(entry) for name, entry in index.items() if isinstance(entry, list) and name[0] != "_"
-    }
+    known = [(model.component, [model.__module__, model.__name__]) for model in models]
+    found = {name: entry for name, entry in index.items() if not name.startswith("_")}
     for name, entry in found.items():
-        if entry not in known:
-            raise ConfigError(f"the {name} of {str(folder)!r} is {entry}, which is no model of this version")
+        if (name, entry) not in known:
+            raise ConfigError(
+                f"the {name!r} of {str(folder)!r} is {entry!r}, no model of this version; save the pipeline again"
+            )
     return found
 
 

@@ -207,7 +207,13 @@ def label(source: str | os.PathLike[str]) -> str:
     """What to call a model that was loaded from here: its name in the zoo or on the Hub, and of a folder only
     the last name, because pictures should not tell where somebody keeps their files."""
     path = Path(source).expanduser()
-    return path.resolve().name if path.is_dir() else os.fspath(source)
+    if not path.is_dir():
+        return os.fspath(source)
+    path = path.resolve()
+    if path.parent.name == "snapshots":  # in the download cache: models--ORG--NAME/snapshots/COMMIT
+        kind, *repository = path.parts[-3].split("--")
+        return "/".join(repository) if kind == "models" and repository else path.name
+    return path.name
 
 
 def latents(seeds: Sequence[int], z_dim: int) -> torch.Tensor:
