@@ -102,7 +102,7 @@ def _components(folder: Path, index: dict[str, Any]) -> dict[str, list[str]]:
     for name, entry in found.items():
         if (name, entry) not in known:
             raise ConfigError(
-                f"the {name!r} of {str(folder)!r} is {entry!r}, no model of this version; save the pipeline again"
+                f"the {name!r} of {str(folder)!r} is {entry!r}, no model of this version; save it again"
             )
     return found
 

@@ -14,7 +14,7 @@ import importlib.abc
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -23,10 +23,9 @@ _TRIGGER = "diffusers.pipelines.pipeline_utils"
 
 
 def register(pipeline: type, models: Iterable[type]) -> None:
-    """Make diffusers know a pipeline class and the modules of its models; again changes nothing.
+    """Make diffusers know a pipeline class, unless it has one of that name, and the modules of its models.
 
-    The modules are entered under their full paths: an entry for the package would change what diffusers
-    writes into `model_index.json`. A class of that name that diffusers has already stays.
+    They are entered under their full paths: an entry for the package would change what diffusers saves.
     """
     try:
         import diffusers
@@ -55,9 +54,7 @@ class _Follower(importlib.abc.MetaPathFinder):
         self._module = module
         self._searching = threading.local()
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != _TRIGGER or getattr(self._searching, "now", False):
             return None
         self._searching.now = True  # others of this kind may ask all finders too, this one among them
@@ -85,6 +82,8 @@ class _Follower(importlib.abc.MetaPathFinder):
 
 
 def _import(module: str) -> None:
+    if module in sys.modules:  # or half of it, up the stack or in another thread: it will register itself
+        return
     try:
         importlib.import_module(module)
     except Exception as error:  # noqa: BLE001  what is broken here must not make diffusers unusable

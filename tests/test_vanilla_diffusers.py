@@ -4,11 +4,13 @@ package installed (`diffusers_plugin`), and where it is not, with the code in a 
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import subprocess
 import sys
 import threading
+import traceback
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -51,13 +53,15 @@ print(json.dumps(result))
 PACKAGE_FIRST = """
 import stylenat_hub
 importlib.reload(stylenat_hub)
+waiting = lambda: sum(type(finder).__module__ == "stylenat_hub.diffusers_plugin" for finder in sys.meta_path)
+result["finders"] = [waiting()]
 result["light"] = [name for name in ("torch", "diffusers", "stylenat_hub.pipeline") if name in sys.modules]
 import diffusers
 result["early"] = [name for name in ("stylenat_hub.pipeline",) if name in sys.modules]
 importlib.util.find_spec("diffusers.pipelines.pipeline_utils")  # only looks
 result["folder"], result["hub"] = loaded(folder), loaded("org/plain")
 result["cached"] = loaded("org/plain", local_files_only=True)
-result["finders"] = [type(finder).__module__ for finder in sys.meta_path if "stylenat" in repr(finder)]
+result["finders"].append(waiting())
 result["attribute"] = diffusers.GANPipeline is stylenat_hub.GANPipeline
 """
 
@@ -76,6 +80,13 @@ import stylenat_hub
 result["own"] = [before, own("after")]
 result["folder"], result["hub"] = loaded(folder), loaded("org/plain")
 result["reference"] = picture(stylenat_hub.GANPipeline.from_pretrained(folder))
+"""
+
+# The package is there, not imported yet, and is what the repository's code then uses.
+INSTALLED = """
+result["loaded"] = loaded("org/other", trust_remote_code=True)
+used = sys.modules["stylenat_hub"]
+result["version"], result["file"] = used.__version__, used.__file__
 """
 
 BROKEN = """
@@ -180,7 +191,7 @@ def test_other_pipelines_are_saved_and_loaded_as_before(diffusers_first):
 
 def test_package_imported_first(tmp_path, hub, tiny, diffusers_first):
     found, picture = run(PACKAGE_FIRST, tmp_path, hub, tiny), diffusers_first["reference"]
-    assert found["light"] == [] and found["early"] == [] and found["finders"] == []
+    assert found["light"] == [] and found["early"] == [] and found["finders"] == [1, 0]
     assert found["folder"] == ["GANPipeline", "tiny", picture, "GANPipeline", CONTRACT]
     assert found["hub"] == found["cached"] == ["GANPipeline", "org/plain", picture, "GANPipeline", CONTRACT]
     assert found["attribute"] and found["warnings"] == []
@@ -223,6 +234,40 @@ def test_not_installed(tmp_path, hub, bundled, diffusers_first):
     assert not any(str(bundled) in said for said in found["warnings"])
     assert found["source"].startswith("def latents(seeds") and "| " not in found["source"]
     assert "pipeline.py" in found["file"]
+
+
+def test_an_installed_package_is_used_instead_of_the_code(tmp_path, hub, tiny):
+    found = run(INSTALLED, tmp_path, hub, tiny)
+    assert found["loaded"][:2] == ["GANPipeline", "org/other"] and found["warnings"] == []
+    assert found["version"] == stylenat_hub.__version__
+    assert Path(found["file"]) == ROOT / "stylenat_hub" / "__init__.py"
+
+
+def test_sources_from_a_dict(tmp_path, monkeypatch):
+    """A folder of the package's name is no installation; errors show the line and the file."""
+    (tmp_path / "novelty").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setattr(bundle_loader, "PACKAGE", "novelty")
+    texts = {"novelty": "x = 1\n\n", "novelty.part": "def wrong():\n    return 1 / 0  # this line\n"}
+    sources = {name: bundle_loader.with_margin(text) for name, text in texts.items()}
+    bundle_loader.make_importable(sources, tmp_path / "pipeline.py")
+    part = importlib.import_module("novelty.part")
+    with pytest.raises(ZeroDivisionError) as caught:
+        part.wrong()
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "# this line" in shown and str(tmp_path / "pipeline.py" / "novelty" / "part.py") in shown
+    assert sys.modules["novelty"].x == 1
+    for name in texts:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_imports_are_found_everywhere():
+    late = "def f():\n    from . import gather\n    import stylenat_hub.files\n"
+    code = f"import torch\n{late}from ..errors import X\n"
+    found = set(bundle._imports("stylenat_hub.attention.tiled", code))
+    names = ("attention", "attention.gather", "files", "errors")
+    assert found == {f"stylenat_hub.{name}" for name in names}
 
 
 def test_bundled_file(tmp_path, bundled):
