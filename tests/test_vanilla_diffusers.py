@@ -6,19 +6,16 @@ from __future__ import annotations
 import ast
 import importlib
 import json
-import os
 import subprocess
 import sys
-import threading
 import traceback
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import diffusers
 import pytest
 from conftest import tiny_generator
 from diffusers.utils.dynamic_modules_utils import check_imports
-from test_hub_download import Hub
+from hub_server import HubServer
 
 import stylenat_hub
 from stylenat_hub import bundle, bundle_loader
@@ -139,17 +136,14 @@ def write(folder, seed=0, code=False, version=None):
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    """A Hub on loopback with three repositories: without code, with code, with code of another version."""
+def repositories(tmp_path_factory):
+    """A Hub with three repositories: without code, with code, with code of another version."""
     root = tmp_path_factory.mktemp("hub")
-    write(root / "org" / "plain")
-    write(root / "org" / "code", code=True)
-    write(root / "org" / "other", seed=1, code=True, version="9.9")
-    handler = type("Handler", (Hub,), {"root": root, "fetched": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield httpd
-        httpd.shutdown()
+    with HubServer() as server:
+        server.add_repo("org/plain", write(root / "plain"))
+        server.add_repo("org/code", write(root / "code", code=True))
+        server.add_repo("org/other", write(root / "other", seed=1, code=True, version="9.9"))
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -158,14 +152,9 @@ def bundled(tmp_path_factory):
     return write(tmp_path_factory.mktemp("models") / "bundled", code=True)
 
 
-def run(code, tmp_path, hub, folder, installed=True):
-    settings = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": str(tmp_path / "home"),
-        "OMP_NUM_THREADS": "1",
-    }
-    environment = {**os.environ, **settings, "PYTHONPATH": str(ROOT) if installed else ""}
+def run(code, tmp_path, server, folder, installed=True):
+    path = str(ROOT) if installed else ""
+    environment = server.environment(tmp_path / "home", OMP_NUM_THREADS="1", PYTHONPATH=path)
     command = [sys.executable, "-c", START + code + END, str(folder)]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -173,8 +162,8 @@ def run(code, tmp_path, hub, folder, installed=True):
 
 
 @pytest.fixture(scope="module")
-def diffusers_first(tmp_path_factory, hub, tiny):
-    return run(DIFFUSERS_FIRST, tmp_path_factory.mktemp("first"), hub, tiny)
+def diffusers_first(tmp_path_factory, repositories, tiny):
+    return run(DIFFUSERS_FIRST, tmp_path_factory.mktemp("first"), repositories, tiny)
 
 
 def test_diffusers_imported_first(diffusers_first):
@@ -189,8 +178,8 @@ def test_other_pipelines_are_saved_and_loaded_as_before(diffusers_first):
     assert before[0] == "DDPMPipeline" and before == after
 
 
-def test_package_imported_first(tmp_path, hub, tiny, diffusers_first):
-    found, picture = run(PACKAGE_FIRST, tmp_path, hub, tiny), diffusers_first["reference"]
+def test_package_imported_first(tmp_path, repositories, tiny, diffusers_first):
+    found, picture = run(PACKAGE_FIRST, tmp_path, repositories, tiny), diffusers_first["reference"]
     assert found["light"] == [] and found["early"] == [] and found["finders"] == [1, 0]
     assert found["folder"] == ["GANPipeline", "tiny", picture, "GANPipeline", CONTRACT]
     assert found["hub"] == found["cached"] == ["GANPipeline", "org/plain", picture, "GANPipeline", CONTRACT]
@@ -205,8 +194,8 @@ def test_registered_by_the_pipeline_that_made_diffusers_load(tiny):
     assert "_name_or_path" not in pipe.config
 
 
-def test_a_broken_installation_leaves_diffusers_usable(tmp_path, hub, tiny):
-    found = run(BROKEN, tmp_path, hub, tiny)
+def test_a_broken_installation_leaves_diffusers_usable(tmp_path, repositories, tiny):
+    found = run(BROKEN, tmp_path, repositories, tiny)
     assert found["works"] == "DiffusionPipeline"
     (warning,) = found["warnings"]
     assert "diffusers works, but cannot load pipelines of stylenat_hub" in warning and "Error" in warning
@@ -220,8 +209,11 @@ def test_label(tmp_path):
     assert label("org/name") == "org/name"
 
 
-def test_not_installed(tmp_path, hub, bundled, diffusers_first):
-    found, picture = run(NOT_INSTALLED, tmp_path, hub, bundled, installed=False), diffusers_first["reference"]
+def test_not_installed(tmp_path, repositories, bundled, diffusers_first):
+    found, picture = (
+        run(NOT_INSTALLED, tmp_path, repositories, bundled, installed=False),
+        diffusers_first["reference"],
+    )
     assert not found["installed"]
     assert found["refused"] == [["ValueError", True]] * 2
     names = ["bundled", "org/code", "org/code", "org/code"]
@@ -236,8 +228,8 @@ def test_not_installed(tmp_path, hub, bundled, diffusers_first):
     assert "pipeline.py" in found["file"]
 
 
-def test_an_installed_package_is_used_instead_of_the_code(tmp_path, hub, tiny):
-    found = run(INSTALLED, tmp_path, hub, tiny)
+def test_an_installed_package_is_used_instead_of_the_code(tmp_path, repositories, tiny):
+    found = run(INSTALLED, tmp_path, repositories, tiny)
     assert found["loaded"][:2] == ["GANPipeline", "org/other"] and found["warnings"] == []
     assert found["version"] == stylenat_hub.__version__
     assert Path(found["file"]) == ROOT / "stylenat_hub" / "__init__.py"
