@@ -18,10 +18,10 @@ os.environ.update({name: value for name, value in _SETTINGS.items() if name.star
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from small_models import tiny_generator  # noqa: E402
 
 from stylenat_hub import remote  # noqa: E402
 from stylenat_hub.pipeline import GANPipeline  # noqa: E402
-from stylenat_hub.registry import FAMILIES  # noqa: E402
 
 
 def pytest_collection_modifyitems(items):
@@ -30,19 +30,6 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-
-
-def tiny_generator(family: str = "stylenat", seed: int = 0):
-    """A family's `tiny` preset with seeded weights so large that seeds differ visibly, and `w_avg`."""
-    family = FAMILIES[family]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = family.generator(family.config.preset("tiny")).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.15 * torch.randn_like(parameter))
-            model.w_avg.copy_(model.mapping(torch.randn(256, model.z_dim))[:, 0].mean(0))
-    return model
 
 
 @pytest.fixture(scope="session")

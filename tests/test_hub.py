@@ -10,8 +10,8 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
-from conftest import tiny_generator
 from safetensors import SafetensorError
+from small_models import tiny_generator
 
 from stylenat_hub import hub, locations
 from stylenat_hub.errors import ConfigError, InputError, UnknownModelError, WeightsError

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
-from conftest import tiny_generator
+from small_models import tiny_generator
 
 from stylenat_hub.pipeline import GANPipeline
 

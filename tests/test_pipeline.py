@@ -8,8 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import tiny_generator
 from diffusers import DiffusionPipeline
+from small_models import tiny_generator
 
 from stylenat_hub.errors import InputError
 from stylenat_hub.pipeline import GANPipeline, latents

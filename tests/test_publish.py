@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from conftest import tiny_generator
+from small_models import tiny_generator
 
 from stylenat_hub import GANPipeline
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import diffusers
 import pytest
-from conftest import tiny_generator
 from diffusers.utils.dynamic_modules_utils import check_imports
 from hub_server import HubServer
+from small_models import tiny_generator
 
 import stylenat_hub
 from stylenat_hub import bundle, bundle_loader
