@@ -116,7 +116,10 @@ class ModelConfig:
             raise ConfigError(
                 f"{cls.__name__} needs the key(s) {', '.join(map(repr, missing))}, which are missing"
             )
-        return cls(**values)
+        try:
+            return cls(**values)
+        except RecursionError:
+            raise ConfigError(f"a value for {cls.__name__} is nested too deeply to be one") from None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `config.json` (tuples, which JSON writes as lists)."""
