@@ -27,6 +27,7 @@ from stylenat_hub.weights import (
     read_headers,
     read_json,
     saving,
+    shown,
     weight_files,
 )
 
@@ -130,7 +131,7 @@ def _load(
     config, where = read_json(location.folder / "config.json"), repr(location.name)
     if config.get("_class_name", cls.__name__) != cls.__name__:
         raise ConfigError(
-            f"{where} is a {config['_class_name']}, not a {cls.__name__}; load it with that class"
+            f"{where} is a {shown(str(config['_class_name']))}, not a {cls.__name__}; load it with that class"
         )
     files = weight_files(location.folder, variant, location.listing)
     with torch.device("meta"):
@@ -144,7 +145,8 @@ def _load(
     blanks = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     lost = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"], *info["error_msgs"]]
     if lost or (blanks and not kwargs.get("device_map")):  # an offloading device_map leaves blanks on purpose
-        raise WeightsError(f"diffusers could not load all of {where}: {', '.join(map(str, lost or blanks))}")
+        names = ", ".join(shown(str(name)) for name in lost or blanks)
+        raise WeightsError(f"diffusers could not load all of {where}: {names}")
     _take_into_memory(model)
     check_finite(model, where)
     # Otherwise a later save would publish this machine's folder names in config.json.

@@ -36,6 +36,11 @@ def file_names(variant: str | None) -> tuple[str, str, str]:
     return f"{_STEM}{middle}.safetensors", index, f"{_STEM}{middle}-*-of-*.safetensors"
 
 
+def shown(name: str) -> str:
+    """A name out of somebody's file as a message may show it: without line breaks and control characters."""
+    return name if name.isprintable() else repr(name)
+
+
 def pipeline_files(record: str) -> tuple[str, ...]:
     """The files of a pipeline folder that was made from something else. record: the one that says from what;
     it is first, because it is in every such folder."""
@@ -119,9 +124,9 @@ def _no_weights(folder: Path, single: str, variant: str | None, names: list[str]
         return f"{str(folder)!r} has {asked}; it has: {', '.join(variants)}"
     if pickles:
         return (
-            f"{str(folder)!r} has no {single}, only {', '.join(pickles)}; pickles can run code and are "
-            "never read: load them where they were made and save with safe_serialization=True, or use "
-            "python -m conversion.convert"
+            f"{str(folder)!r} has no {single}, only {', '.join(map(shown, pickles))}; pickles can run code "
+            "and are never read: load them where they were made and save with safe_serialization=True, or "
+            "use python -m conversion.convert"
         )
     return f"{str(folder)!r} has no weights ({single}); download or save the model again"
 
@@ -177,7 +182,8 @@ def check_headers(model: torch.nn.Module, headers: Mapping[str, Header], where: 
     }
     for problem, names in problems.items():
         if names:
-            more = f" (and {len(names) - 1} more: {', '.join(names[1:4])}{', ...' * (len(names) > 4)})"
+            some = ", ".join([*map(shown, names[1:4]), *(["..."] if len(names) > 4 else [])])
+            more = f" (and {len(names) - 1} more: {some})"
             raise WeightsError(
                 f"the tensor {names[0]!r}{more if len(names) > 1 else ''} {problem} in {where}; its weights "
                 "and its config.json do not belong together, or the save was not whole"
