@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from stylenat_hub import download
@@ -30,13 +29,13 @@ _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 class Location:
     """A model folder on this machine.
 
-    name: as the user gave it. folder: has `config.json`. listing: names all files of the source, which for a
-    Hub repository are more than those downloaded; None if the folder is all there is.
+    name: as the user gave it. folder: has `config.json`. listing: names of all files that the folder has at
+    its source, which for a Hub repository are more than those downloaded; None if the folder is all there is.
     """
 
     name: str
     folder: Path
-    listing: Callable[[], list[str]] | None = None
+    listing: tuple[str, ...] | None = None
 
 
 def locate(
@@ -56,19 +55,43 @@ def locate(
     if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
         raise InputError(f"the model is {source!r}; give a zoo name, a folder or a Hub id (org/name)")
     name = os.fspath(source)
+    subfolder = _inner(subfolder)
+    if variant and not (isinstance(variant, str) and re.fullmatch(r"[\w.+-]+", variant)):
+        raise InputError(f"variant is {variant!r}; allowed: a short name such as 'bf16', or None")
     if (path := _local(name)) is not None:
         return Location(name, _model_folder(path, subfolder, component))
     if name in builtin_models() and namespace is None:
         return Location(name, _model_folder(BUILTIN / name, subfolder, component))
     patterns = _wanted(subfolder or component, bool(subfolder), variant)
     if name in CHECKPOINTS:
-        where, folder = _of_the_zoo(name, patterns, variant, namespace, options)
+        where, snapshot = _of_the_zoo(name, patterns, namespace, options)
     elif _HUB_ID.fullmatch(name):
-        where, folder = name, download.fetch(name, patterns, **options)
+        where, snapshot = name, download.pull(name, patterns, **options)
     else:
         raise UnknownModelError(_nowhere(name))
-    listing = partial(download.list_files, where, options.get("revision"), options.get("token"))
-    return Location(name, _model_folder(folder, subfolder, component), listing)
+    folder = _model_folder(snapshot.folder, subfolder, component)
+    if name in CHECKPOINTS and not variant:
+        _check_known(name, where, folder, component)
+    prefix = folder.relative_to(snapshot.folder).as_posix() + "/" if folder != snapshot.folder else ""
+    below = tuple(found.removeprefix(prefix) for found in snapshot.names if found.startswith(prefix))
+    return Location(name, folder, below)
+
+
+def _inner(subfolder: str | os.PathLike[str] | None) -> str | None:
+    """A subfolder as its parts with slashes, None for the folder itself. Raises `InputError`."""
+    if subfolder is None:
+        return None
+    path = PurePath(subfolder) if isinstance(subfolder, (str, os.PathLike)) else None
+    if path is None or path.is_absolute() or ".." in path.parts:
+        raise InputError(f"subfolder is {subfolder!r}; allowed: a folder inside of the model's own")
+    return path.as_posix() if path.parts else None
+
+
+def _check_known(name: str, where: str, folder: Path, component: str) -> None:
+    """Is this model the one that the zoo has recorded? It may lie in a pipeline or by itself."""
+    file = file_names(None)[0]
+    if expected := (CHECKPOINTS[name].sha256 or {}).get(f"{component}/{file}"):
+        download.check_known(where, folder / file, expected)
 
 
 def _local(name: str) -> Path | None:
@@ -90,9 +113,9 @@ def _local(name: str) -> Path | None:
 
 
 def _of_the_zoo(
-    name: str, patterns: list[str], variant: str | None, namespace: str | None, options: dict[str, Any]
-) -> tuple[str, Path]:
-    """A zoo name's Hub id and its snapshot, whose weights are those that the zoo has recorded.
+    name: str, patterns: list[str], namespace: str | None, options: dict[str, Any]
+) -> tuple[str, download.Snapshot]:
+    """A zoo name's Hub id and its snapshot.
 
     Where nobody has published it, the Hub is asked only if a namespace was named: anybody could take the
     name.
@@ -104,23 +127,19 @@ def _of_the_zoo(
     if chosen in (None, NAMESPACE) and options.get("revision") is None:
         options = {**options, "revision": record.revision}
     try:
-        folder = download.fetch(where, patterns, **options)
+        return where, download.pull(where, patterns, **options)
     except NotOnHubError as error:
         raise UnknownModelError(
             f"the Hub has no {where!r}, or it is private; {without_weights(name)}"
         ) from error
-    if record.sha256 and not variant:
-        download.check_known(where, folder, record.sha256)
-    return where, folder
 
 
 def _wanted(folder: str, only: bool, variant: str | None) -> list[str]:
     """The files of a Hub repository that one load needs: those in `folder`, and unless `only` the root's."""
+    folder = glob.escape(folder)
     folders = [f"{folder}/"] if only else ["", f"{folder}/"]
-    return [
-        "model_index.json",
-        *(f"{at}{name}" for at in folders for name in ("config.json", *file_names(variant))),
-    ]
+    names = [f"{at}{name}" for at in folders for name in ("config.json", *file_names(variant))]
+    return names if only else ["model_index.json", *names]
 
 
 def _model_folder(root: Path, subfolder: str | None, component: str) -> Path:
@@ -130,7 +149,7 @@ def _model_folder(root: Path, subfolder: str | None, component: str) -> Path:
         folder = root / component
         if component == "generator" and component not in (index := read_json(root / "model_index.json")):
             raise ConfigError(
-                f"{str(root)!r} is a {index.get('_class_name')}, a pipeline without a generator of ours"
+                f"{str(root)!r} is a {index.get('_class_name')!r}, a pipeline without a generator of ours"
             )
         if not folder.is_dir():
             raise WeightsError(

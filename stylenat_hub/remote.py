@@ -10,9 +10,11 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import errors as hub_errors
+from huggingface_hub import get_session
+from huggingface_hub.utils import hf_raise_for_status
 
 from stylenat_hub.errors import HubError, InputError, NotOnHubError, StyleNATHubError, UnknownModelError
 
@@ -23,6 +25,10 @@ _TRANSIENT = frozenset((408, 425, 429, 500, 502, 503, 504))
 T = TypeVar("T")
 # What the client raises for servers, networks and disks; for uploads it wraps them in a RuntimeError.
 Failures = (hub_errors.HTTPError, OSError, RuntimeError)
+
+
+class NotTheHubError(ConnectionError):
+    """What came makes no sense as an answer of the Hub, such as the log-in page of a hotel's network."""
 
 
 def retried(work: Callable[[], T]) -> T:
@@ -64,15 +70,41 @@ def _status(error: BaseException) -> int | None:
 
 def _retry_after(error: BaseException) -> float:
     """The seconds that the server asks to wait, or 0."""
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    text = headers.get("Retry-After", "")
+    return _asked_wait(getattr(error, "response", None))
+
+
+def _asked_wait(response: Any) -> float:
+    text = getattr(response, "headers", {}).get("Retry-After", "")
     return float(text) if text.isdigit() else 0.0
 
 
 def reason(error: BaseException) -> str:
     """`HTTP 503`, or the name of the error where there was no answer."""
     status = _status(error)
+    if isinstance(error, NotTheHubError):
+        return str(error)
+    if type(error) is OSError and error.errno is None:
+        return "less arrived than was announced"
     return f"HTTP {status}" if status is not None else type(error).__name__
+
+
+@contextlib.contextmanager
+def patience() -> Iterator[None]:
+    """Fail at once where the server asks to wait for longer than `LONGEST_WAIT`: the client would wait as
+    long as it is told to, be it hours, and say nothing."""
+
+    def check(response: Any) -> None:
+        if response.status_code == 429 and _asked_wait(response) > LONGEST_WAIT:
+            response.read()
+            hf_raise_for_status(response)
+
+    session = get_session()  # the client keeps one for all its requests
+    hooks = session.event_hooks["response"]
+    hooks.append(check)
+    try:
+        yield
+    finally:
+        hooks.remove(check)
 
 
 @contextlib.contextmanager
@@ -105,10 +137,21 @@ def pulling(name: str, revision: str | None, offline: bool) -> Iterator[None]:
                 "(local_files_only or HF_HUB_OFFLINE): download it once while online"
             ) from error
         raise UnknownModelError(_unreachable(name, error.__cause__ or error)) from error
+    except hub_errors.LocalTokenNotFoundError as error:
+        raise UnknownModelError(
+            f"token=True asks for the token that you logged in with, and there is none (for {name!r}); log "
+            "in with `hf auth login`, or set HF_TOKEN"
+        ) from error
     except Failures as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(
                 f"the disk is full: {name!r} cannot be downloaded; free some space or set cache_dir"
+            ) from error
+        if number is not None and not isinstance(error, (ConnectionError, TimeoutError)):
+            raise InputError(
+                f"{name!r} cannot be kept in the download cache: {error.strerror} ({error.filename!r}); give "
+                "a folder that can be written to as cache_dir, or set HF_HOME"
             ) from error
         if _status(error) == 401:
             raise UnknownModelError(

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(
-    folder: Path, variant: str | None = None, listing: Callable[[], list[str]] | None = None
+    folder: Path, variant: str | None = None, listing: Iterable[str] | None = None
 ) -> list[Path]:
     """The safetensors files of a model, one or several shards.
 
-    listing: names of all files that the source has, where that is more than `folder` (a Hub repository).
+    listing: names of all files that the folder has at its source, where that is more (a Hub repository).
 
     Raises:
         WeightsError: there are none; it names the variants, or the pickles, that are there.
@@ -100,7 +100,7 @@ def weight_files(
         return [_shard(folder, name) for name in sorted(set(shards.values()))]
     if (folder / single).is_file():
         return [folder / single]
-    names = listing() if listing else sorted(os.listdir(folder))
+    names = sorted(os.listdir(folder)) if listing is None else list(listing)
     raise WeightsError(_no_weights(folder, single, variant, names))
 
 
