@@ -238,7 +238,7 @@ def test_somebodys_own_card_stays(hub, pipeline, folder):
     with pytest.raises(InputError, match=r"README.md of its own.*leave out license"):
         publish.push_folder(folder, "me/brought", license="mit")
     (folder / "README.md").write_text("---\nlicense: nonsense\n---\n")
-    with pytest.raises(HubError, match="does not take the card of 'me/new'.*nonsense|license"):
+    with pytest.raises(HubError, match=r"does not take the card of .me/new.: .*license"):
         publish.push_folder(folder, "me/new")
     assert ("model", "me/new") not in hub.repos
 
