@@ -204,4 +204,4 @@ def save(
         write(temporary, variant=variant, **sharding, **({} if push_to_hub else kwargs))
     if push_to_hub:
         repository = kwargs.pop("repo_id", None) or Path(os.path.abspath(folder)).name
-        write.__self__.push_to_hub(repository, variant=variant, **kwargs)
+        write.__self__.push_to_hub(repository, variant=variant, max_shard_size=max_shard_size, **kwargs)
