@@ -15,7 +15,6 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
 
 from stylenat_hub import __version__, bundle_loader
 from stylenat_hub.errors import ConfigError
@@ -80,18 +79,30 @@ def bundle_files(folder: Path) -> dict[str, str]:
     Raises:
         ConfigError: the folder is no saved pipeline of this package.
     """
-    index = read_json(folder / "model_index.json")
-    components = _components(folder, index)
-    index["_class_name"] = [Path(PIPELINE_FILE).stem, PIPELINE_CLASS]
+    models = components(folder)
     return {
-        PIPELINE_FILE: _pipeline_file(module for module, _ in components.values()),
-        **{f"{name}/{module}.py": _shim(module, cls) for name, (module, cls) in components.items()},
-        "model_index.json": json.dumps(index, indent=2, sort_keys=True) + "\n",
+        PIPELINE_FILE: _pipeline_file(module for module, _ in models.values()),
+        **{f"{name}/{module}.py": _shim(module, cls) for name, (module, cls) in models.items()},
+        **_index(folder, [Path(PIPELINE_FILE).stem, PIPELINE_CLASS]),
     }
 
 
-def _components(folder: Path, index: dict[str, Any]) -> dict[str, list[str]]:
-    """The models of a pipeline, name -> [module, class], all of this package."""
+def plain_index(folder: Path) -> dict[str, str]:
+    """The `model_index.json` of a saved pipeline folder without code files, as `bundle_files` gives it."""
+    return _index(folder, PIPELINE_CLASS)
+
+
+def _index(folder: Path, pipeline: str | list[str]) -> dict[str, str]:
+    index = {**read_json(folder / "model_index.json"), "_class_name": pipeline}
+    return {"model_index.json": json.dumps(index, indent=2, sort_keys=True) + "\n"}
+
+
+def components(folder: Path) -> dict[str, list[str]]:
+    """The models that a saved pipeline names, name -> [module, class], all of this package.
+
+    Raises `ConfigError` if it is another pipeline, or has other models.
+    """
+    index = read_json(folder / "model_index.json")
     if index.get("_class_name") not in (PIPELINE_CLASS, [Path(PIPELINE_FILE).stem, PIPELINE_CLASS]):
         raise ConfigError(
             f"{str(folder)!r} is a {index.get('_class_name')}; code is added to a {PIPELINE_CLASS} only"

@@ -16,21 +16,20 @@ from typing import Any
 from huggingface_hub import CommitInfo, ModelCard
 
 from stylenat_hub import cards
-from stylenat_hub.bundle import bundle_files
-from stylenat_hub.errors import ConfigError, HubError, InputError
+from stylenat_hub.bundle import bundle_files, components, plain_index
+from stylenat_hub.errors import ConfigError, HubError, InputError, WeightsError
 from stylenat_hub.files import link, user_path
 from stylenat_hub.models.base import Discriminator, Generator, ZooModel
 from stylenat_hub.pictures import Grid, write_picture
 from stylenat_hub.pipeline import GANPipeline
 from stylenat_hub.remote import pushing, retried
-from stylenat_hub.uploads import address, make_repository, upload
-from stylenat_hub.weights import check_same_weights, check_saving, stored_variant
+from stylenat_hub.uploads import address, full_id, make_repository, upload
+from stylenat_hub.weights import check_same_weights, check_saving, read_json, stored_variants, weights_kind
 
 GRID_CELL = 256  # px; the pictures of larger models are shown smaller
 TRUNCATION = 0.7
-# What of a folder is pushed; anything else that lies in it is not.
-PARTS = ("model_index.json", "config.json", "generator", "discriminator", "checkpoint")
-EXTRAS = ("training.json", "conversion.json", "README.md", "LICENSE", "samples.png")
+# What of a folder is pushed beside its models and its checkpoint; anything else that lies in it is not.
+FILES = ("model_index.json", "training.json", "conversion.json", "README.md", "LICENSE", "samples.png")
 
 
 def push_pipeline(
@@ -84,6 +83,8 @@ def push_model(
             return push_folder(folder, name, variant=variant, **options)
         if options.pop("bundle_code", False) or options.pop("license", None):
             raise InputError("bundle_code and license belong to a whole repository; leave out subfolder")
+        if isinstance(model, Generator):
+            _check_and_draw(folder, variant, samples=False)
         return upload(folder, name, path_in_repo=subfolder, **options)
 
 
@@ -99,12 +100,13 @@ def push_folder(
 ) -> CommitInfo:
     """Push a folder that `save_pretrained`, conversion or training's export wrote, after checking it.
 
-    Pushed are the model's files and records (`PARTS`, `EXTRAS`), a grid of 16 pictures (`samples.png`) and a
-    card, unless the folder or the repository has a card that this package has not written. name: the Hub id;
-    without a slash in your own namespace. variant: which weights are checked and drawn from; default: those
-    without, or the only ones. license: as the Hub's list calls it, such as "mit". bundle_code: add this
-    project's code, so that diffusers can load the pipeline where this package is not installed. samples:
-    False draws nothing. options: those of `upload`.
+    Pushed are the models, the checkpoint and the records (`FILES`), a grid of 16 pictures (`samples.png`) and
+    a card, unless the folder or the repository has a card that this package has not written. Card and grid
+    stay, too, where only a variant is added to weights that are there. name: the Hub id; without a slash in
+    your own namespace. variant: which weights are drawn from; default: those without, or the only ones.
+    license: as the Hub's list calls it, such as "mit", for the card. bundle_code: add this project's code, so
+    that diffusers can load the pipeline where this package is not installed. samples: False makes no grid.
+    options: those of `upload`.
 
     Raises:
         InputError, ConfigError, WeightsError: the folder is not what it should be; nothing is sent.
@@ -114,11 +116,11 @@ def push_folder(
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary)
         _stage(source, staged)
+        name = full_id(name, options.get("token"))  # the card names it in full
         grid = _check_and_draw(staged, variant, samples)
-        if bundle_code:
-            _add_code(staged)
+        _add_code(staged, bundle_code)
         written = _write_card(staged, name, license, grid)
-        return upload(staged, name, replaceable=("README.md",) if written else (), **options)
+        return upload(staged, name, replaceable=("README.md", "samples.png") if written else (), **options)
 
 
 def _stage(source: Path, staged: Path) -> None:
@@ -130,25 +132,29 @@ def _stage(source: Path, staged: Path) -> None:
             f"{str(source)!r} holds no model (neither model_index.json nor config.json); name a folder that "
             "save_pretrained, conversion.convert or training.export wrote"
         )
-    if not (source / "model_index.json").is_file():
-        _stage_files(source, staged)
-    for part in (*PARTS, *EXTRAS):
+    _stage_model(source, staged)
+    for part in ("generator", "discriminator"):
         if (source / part).is_dir():
-            _stage_files(source / part, staged / part)
-        elif (source / part).is_file():
-            _take(source / part, staged / part)
+            _stage_model(source / part, staged / part)
+    if (source / "checkpoint" / "state.json").is_file():
+        listed = read_json(source / "checkpoint" / "state.json").get("files")
+        for name in ("state.json", *(listed if isinstance(listed, dict) else ())):
+            if (path := source / "checkpoint" / Path(name).name).is_file():
+                _take(path, staged / "checkpoint" / path.name)
+    for name in FILES:
+        if (source / name).is_file():
+            _take(source / name, staged / name)
 
 
-def _stage_files(source: Path, staged: Path) -> None:
+def _stage_model(source: Path, staged: Path) -> None:
+    """Its config and weights; whatever else lies there may be anything, such as a token."""
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix in (".safetensors", ".json"):
+        if path.is_file() and (path.name == "config.json" or weights_kind(path.name)):
             _take(path, staged / path.name)
 
 
 def _take(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        return
     # Weights are large and never written to, as cards and indexes here are.
     (link if source.suffix == ".safetensors" else shutil.copyfile)(source, target)
 
@@ -159,52 +165,75 @@ def _check_same(model: ZooModel, folder: Path, variant: str | None) -> None:
 
 
 def _check_and_draw(folder: Path, variant: str | None, samples: bool) -> str | None:
-    """Load all of a folder by the strict loader; draw a grid from its generator. Returns what it shows."""
-    index = (folder / "model_index.json").is_file()
-    models = [folder / part for part in ("generator", "discriminator") if index and (folder / part).is_dir()]
+    """Load all of a folder by the strict loader, and draw from its generator. Returns what the grid shows."""
+    parts = {"": folder}
+    if (folder / "model_index.json").is_file():
+        parts = {name: folder / name for name in components(folder)}
+        if "generator" not in parts:
+            raise ConfigError(f"{str(folder)!r} is a pipeline without a generator; save it again")
+        if (folder / "discriminator").is_dir():
+            parts["discriminator"] = folder / "discriminator"
     grid = None
-    for path in models or [folder]:
+    for path in parts.values():
         cls, _ = cards.model_class(path)
-        chosen = variant if variant is not None else stored_variant(path)
+        known = stored_variants(path)
+        chosen = variant if variant in known or cls.component == "generator" else None
+        chosen = known[0] if chosen is None and known else chosen
+        for other in known:
+            if other != chosen:
+                cls.from_pretrained(path, variant=other)
         model = cls.from_pretrained(path, variant=chosen)
         if isinstance(model, Generator):
-            grid = _draw(model, folder / "samples.png") if samples else None
-    if index and (folder / "generator") not in models:
-        raise ConfigError(f"{str(folder)!r} is a pipeline without a generator; save it again")
+            grid = _draw(model, folder / "samples.png" if samples else None)
     return grid
 
 
-def _draw(generator: Generator, path: Path) -> str:
-    """Draw 16 pictures, 4 of large models, into one PNG; in float32, which every device can compute."""
+def _draw(generator: Generator, path: Path | None) -> str | None:
+    """Draw 16 pictures, 4 of large models, into one PNG; in float32, which every device can compute. Without
+    a path one picture, to see that it does.
+
+    Raises `WeightsError` if it does not.
+    """
     pipeline = GANPipeline(generator=generator)
     pipeline.set_progress_bar_config(disable=True)
     known = bool(generator.w_avg.isfinite().all())
     count, truncation = 16 if generator.resolution <= GRID_CELL else 4, TRUNCATION if known else 1.0
+    count = count if path else 1
     sheet = Grid(count, min(generator.resolution, GRID_CELL))
-    for batch in pipeline.iterate(range(count), truncation_psi=truncation):
-        for picture in batch.images:
-            sheet.add(picture)
-    about = {"seeds": f"0-{count - 1}", "truncation_psi": str(truncation)}
-    write_picture(sheet.image, path, about)
+    try:
+        for batch in pipeline.iterate(range(count), truncation_psi=truncation):
+            for picture in batch.images:
+                sheet.add(picture)
+    except InputError as error:
+        raise WeightsError(f"this generator draws no pictures, so it is not pushed: {error}") from error
+    if path is None:
+        return None
+    write_picture(sheet.image, path, {"seeds": f"0-{count - 1}", "truncation_psi": str(truncation)})
     return f"Seeds 0 to {count - 1}, truncation {truncation}"
 
 
-def _add_code(folder: Path) -> None:
-    if not (folder / "model_index.json").is_file():
+def _add_code(folder: Path, wanted: bool) -> None:
+    """Add this project's code; if it is not wanted, take out of the index that there would be some."""
+    index = folder / "model_index.json"
+    if index.is_file():
+        for name, text in (bundle_files if wanted else plain_index)(folder).items():
+            (folder / name).write_text(text, encoding="utf-8")
+    elif wanted:
         raise InputError("bundle_code needs a pipeline (model_index.json); push one, or leave it out")
-    for name, text in bundle_files(folder).items():
-        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _write_card(folder: Path, name: str, license: str | None, grid: str | None) -> bool:
     """Write the card and check that the Hub will take it; False if the folder has one that is not ours."""
     path = folder / "README.md"
-    if path.is_file() and cards.MARK not in path.read_text(encoding="utf-8", errors="replace"):
-        return False
-    card = cards.pushed_card(folder, name, license=license, grid=grid)
-    card.save(path)
-    _check_card(card, name)  # before anything is made there
-    return True
+    own = path.is_file() and cards.MARK not in path.read_text(encoding="utf-8", errors="replace")
+    if own and license:
+        raise InputError(
+            "the folder has a README.md of its own: state the licence there, and leave out license"
+        )
+    if not own:
+        cards.pushed_card(folder, name, license=license, grid=grid).save(path)
+    _check_card(ModelCard.load(path, ignore_metadata_errors=True), name)  # before anything is made there
+    return not own
 
 
 def _check_card(card: ModelCard, name: str) -> None:

@@ -58,13 +58,18 @@ def passes(error: BaseException | None) -> bool:
     return isinstance(error, ConnectionError) or (type(error) is OSError and error.errno is None)
 
 
+def unanswered(error: BaseException) -> bool:
+    """May the server have done what it was asked to, and only its answer be lost?"""
+    return passes(error) and _status(error) is None and _status(error.__cause__) is None
+
+
 def no_network(error: BaseException) -> bool:
     """Could the server not even be connected to?"""
     # By name, because the client's HTTP library changes with its version.
     return type(error).__name__ in ("ConnectError", "ConnectTimeout", "ProxyError")
 
 
-def _status(error: BaseException) -> int | None:
+def _status(error: BaseException | None) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 

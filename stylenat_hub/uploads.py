@@ -1,21 +1,26 @@
-"""A folder -> one commit on the Hub: the repository, its branches and tags, and what a push replaces there."""
+"""A folder -> one commit on the Hub: repository, branches and tags, and what a push replaces there."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
-from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils import validate_repo_id
 
 from stylenat_hub import cards
-from stylenat_hub.errors import InputError
-from stylenat_hub.remote import pushing, retried
-from stylenat_hub.weights import superseded
+from stylenat_hub.errors import HubError, InputError
+from stylenat_hub.files import user_path
+from stylenat_hub.remote import Failures, pushing, reason, retried, unanswered
+from stylenat_hub.weights import adds_variants, superseded, weights_kind
 
 CODE = re.compile(r"(generator/stylenat_hub\.[\w.]+|pipeline)\.py")  # what `bundle_code` adds
+RECORDS = ("training.json", "conversion.json")  # how weights came to be
+_REF = re.compile(r"(?!.*(\.\.|//|\.lock$|[./]$))\w[\w./+-]*")  # what git allows, and a little less
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def upload(
@@ -36,46 +41,52 @@ def upload(
 ) -> CommitInfo:
     """Send all files of a folder as one commit, and remove from the repository the weights they supersede.
 
-    The repository is made if it is not there. private: True makes a new one private, and refuses to push
-    into a public one; None leaves it to the account's settings. create_pr: propose the change instead.
-    revision: a branch, made if it is not there. tag: a name for the new state. replaceable: files that keep
-    the repository's own text if that lacks this package's mark. Returns the client's `CommitInfo`, which is
-    also the commit's address.
+    Hidden files stay here. The repository is made if it is not there. private: True makes a new one private,
+    and refuses to push into a public one; None leaves it to the account's settings. create_pr: propose the
+    change instead. revision: a branch, made if it is not there. tag: a name for the new state. replaceable:
+    generated files about the whole; the repository's stay if its card lacks this package's mark, or if only a
+    variant of the weights is added. Returns the client's `CommitInfo`, which is also the commit's address.
 
     Raises `HubError`, `InputError`: one sentence; nothing has changed on the Hub then, except that a new,
-    empty repository or branch may be there.
+    empty repository or branch may be there, or if it says so.
     """
-    if not isinstance(name, str) or not name:
-        raise InputError(f"the repository is {name!r}; give a Hub id, such as me/my-church")
-    api = HfApi(token=token)
+    files = _named(user_path(folder), path_in_repo)
+    for ref, what in ((tag, "tag"), (revision, "branch")):
+        if ref is not None and not _REF.fullmatch(ref):
+            raise InputError(f"{ref!r} cannot be the name of a {what}; give one such as v1 or my-{what}")
+    if create_pr and tag is not None:
+        raise InputError("a pull request cannot be tagged; leave out tag, or create_pr")
+    name, api = full_id(name, token), HfApi(token=token)
+    at = {"repo_type": repo_type}
     with pushing(name):
         where = _repository(api, name, repo_type, space_sdk, private, create_pr)
-        if tag is not None:
-            _check_tag(api, where, repo_type, tag, create_pr)
-        if revision is not None and not create_pr:
-            retried(lambda: api.create_branch(where, branch=revision, repo_type=repo_type, exist_ok=True))
-        there = set(retried(lambda: api.list_repo_files(where, revision=revision, repo_type=repo_type)))
-        files = _named(Path(folder), path_in_repo)
-        for file in replaceable:
-            if file in there and not _ours(where, file, revision, repo_type, token):
-                files.pop(file, None)
-        operations = [
-            CommitOperationAdd(path_in_repo=file, path_or_fileobj=path) for file, path in files.items()
-        ]
-        operations += [CommitOperationDelete(path_in_repo=file) for file in _obsolete(there, files)]
-        commit = retried(
-            lambda: api.create_commit(
-                where,
-                operations,
+        if tag is not None or revision is not None:
+            _check_refs(api, where, repo_type, revision, tag)
+        if revision is not None and not create_pr and not revision.startswith("refs/pr/"):
+            retried(lambda: api.create_branch(where, branch=revision, exist_ok=True, **at))
+
+        def attempt() -> CommitInfo:
+            # All of it anew each time: if the answer to a commit was lost, this finds that nothing is left.
+            info = api.repo_info(where, revision=revision, **at)
+            there = {file.rfilename for file in info.siblings or ()}
+            _check_kind(where, there, files)
+            kept = set(replaceable) & there
+            if kept and not _keeps_card(where, revision, repo_type, token, there, files):
+                kept = set()
+            sent = {file: path for file, path in files.items() if file not in kept}
+            return _commit(
+                *(api, where, sent, _obsolete(there, sent)),
                 commit_message=commit_message or "Upload files",
                 commit_description=commit_description,
-                repo_type=repo_type,
                 revision=revision,
+                parent_commit=info.sha,  # what was listed above is what this is about
                 create_pr=create_pr,
+                **at,
             )
-        )
+
+        commit = retried(attempt)
         if tag is not None:
-            retried(lambda: api.create_tag(where, tag=tag, revision=commit.oid, repo_type=repo_type))
+            _add_tag(api, where, repo_type, tag, commit.oid)
     return commit
 
 
@@ -84,8 +95,24 @@ def make_repository(name: str, *, private: bool | None = None, token: str | bool
 
     Raises `HubError`, `InputError`: whoever is logged in may not write there.
     """
+    name, api = full_id(name, token), HfApi(token=token)
     with pushing(name):
-        return _repository(HfApi(token=token), name, "model", None, private, create_pr=False)
+        where = _repository(api, name, "model", None, private, create_pr=False)
+        # The client takes one that is there already for made, whoever owns it.
+        retried(lambda: api.auth_check(where, write=True))
+    return where
+
+
+def full_id(name: str, token: str | bool | None = None) -> str:
+    """A Hub id with its namespace: without a slash it is in the namespace of whoever is logged in.
+
+    Raises `InputError` for what can be no id; `HubError` if the Hub does not know who asks.
+    """
+    if not isinstance(name, str) or not name:
+        raise InputError(f"the repository is {name!r}; give a Hub id, such as me/my-church")
+    with pushing(name):
+        validate_repo_id(name)
+        return name if "/" in name else f"{retried(HfApi(token=token).whoami)['name']}/{name}"
 
 
 def _repository(
@@ -93,54 +120,119 @@ def _repository(
 ) -> str:
     """The full id of the repository, made if it is not there. Raises `InputError` for a public one that
     should be private."""
-    if create_pr and "/" in name and retried(lambda: api.repo_exists(name, repo_type=repo_type)):
-        return name  # somebody else's, perhaps, where one may propose but not create
-    made = retried(
-        lambda: api.create_repo(
-            name, repo_type=repo_type, space_sdk=space_sdk, private=private, exist_ok=True
-        )
-    )
-    if private and not retried(lambda: api.repo_info(made.repo_id, repo_type=repo_type)).private:
+    where = name
+    # It may be somebody else's, where one may propose but not create.
+    if not (create_pr and retried(lambda: api.repo_exists(name, repo_type=repo_type))):
+        options = {"repo_type": repo_type, "space_sdk": space_sdk, "private": private}
+        where = retried(lambda: api.create_repo(name, exist_ok=True, **options)).repo_id
+    if private and not retried(lambda: api.repo_info(where, repo_type=repo_type)).private:
         raise InputError(
-            f"{made.repo_id!r} exists already and is public: private=True would not hide what is pushed; "
+            f"{where!r} exists already and is public: private=True would not hide what is pushed; "
             "make it private in its settings on the Hub, or push to another name"
         )
-    return made.repo_id
+    return where
 
 
-def _check_tag(api: HfApi, where: str, repo_type: str, tag: str, create_pr: bool) -> None:
-    if create_pr:
-        raise InputError("a pull request cannot be tagged; leave out tag, or create_pr")
-    if tag in {ref.name for ref in retried(lambda: api.list_repo_refs(where, repo_type=repo_type)).tags}:
+def _check_refs(api: HfApi, where: str, repo_type: str, revision: str | None, tag: str | None) -> None:
+    """Raise `InputError` for a tag that is there, and for a revision that cannot be pushed to."""
+    tags = {ref.name for ref in retried(lambda: api.list_repo_refs(where, repo_type=repo_type)).tags}
+    if tag in tags:
         raise InputError(f"{where!r} has a tag {tag!r} already; name another, or delete it on the Hub first")
+    if revision in tags or _COMMIT.fullmatch(revision or ""):
+        raise InputError(f"{revision!r} is no branch of {where!r}; push to a branch: tags and commits stay")
+
+
+def _check_kind(where: str, there: set[str], files: dict[str, Path]) -> None:
+    """Raise `InputError` for a model by itself where a pipeline is: nobody would ever load it."""
+    if "config.json" in files and "model_index.json" in there - set(files):
+        raise InputError(
+            f"{where!r} holds a pipeline, in which a model by itself is not found; push it into its place by "
+            "subfolder='generator' (or 'discriminator'), or to another repository"
+        )
+
+
+def _commit(
+    api: HfApi, where: str, files: dict[str, Path], obsolete: list[str], create_pr: bool, **options: object
+) -> CommitInfo:
+    adds = [CommitOperationAdd(path_in_repo=file, path_or_fileobj=path) for file, path in files.items()]
+    drops = [CommitOperationDelete(path_in_repo=file) for file in obsolete]
+    try:
+        return api.create_commit(where, [*adds, *drops], create_pr=create_pr, **options)
+    except Failures as error:
+        if create_pr and unanswered(error):  # a second attempt might open a second one
+            raise HubError(
+                f"the Hub has not answered whether it opened the pull request ({reason(error)}); look among "
+                f"the pull requests of {where!r} before you push again"
+            ) from error
+        raise
+
+
+def _add_tag(api: HfApi, where: str, repo_type: str, tag: str, commit: str) -> None:
+    try:
+        retried(lambda: api.create_tag(where, tag=tag, revision=commit, repo_type=repo_type))
+    except Failures as error:
+        with contextlib.suppress(*Failures):  # an earlier attempt may have made it, its answer lost
+            refs = retried(lambda: api.list_repo_refs(where, repo_type=repo_type))
+            if any(ref.name == tag and ref.target_commit == commit for ref in refs.tags):
+                return
+        raise HubError(
+            f"{where!r} has what was pushed, as the commit {commit[:10]}, but not the tag {tag!r} "
+            f"({reason(error)}); add it by `hf repos tag create {where} {tag} --revision {commit}`"
+        ) from error
 
 
 def _named(folder: Path, path_in_repo: str | None) -> dict[str, Path]:
+    """The files of a folder by their names in the repository. Raises `InputError` if there are none."""
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {str(folder)!r} to push; name one that exists")
     at = f"{path_in_repo.strip('/')}/" if path_in_repo else ""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {f"{at}{path.relative_to(folder).as_posix()}": path for path in files}
+    found = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {f"{at}{name.as_posix()}": path for name, path in found.items() if not _hidden(name)}
+    if not files:
+        raise InputError(f"the folder {str(folder)!r} has nothing in it to push")
+    return files
+
+
+def _hidden(name: Path) -> bool:
+    """Is it git's, an editor's, or a secret?"""
+    return (
+        any(part[0] == "." or part == "__pycache__" for part in name.parts) and name.name != ".gitattributes"
+    )
 
 
 def _obsolete(there: set[str], files: dict[str, Path]) -> list[str]:
     """What the repository has and this push replaces by other names: shards by a file, an older checkpoint's
-    files, code where none is bundled any more."""
+    files, code where none is bundled any more, what is said of weights that are no longer there."""
     old = superseded(there, files)
+    kinds = {kind for file in files if (kind := weights_kind(file))}
     if any(file.startswith("checkpoint/") for file in files):
         old |= {file for file in there if file.startswith("checkpoint/")}
-    if "model_index.json" in files and any(file.startswith("generator/stylenat_hub.") for file in there):
-        old |= {file for file in there if CODE.fullmatch(file)}
+    if "model_index.json" in files:
+        if any(file.startswith("generator/stylenat_hub.") for file in there):
+            old |= {file for file in there if CODE.fullmatch(file)}
+        if "model_index.json" not in there:  # the model by itself that was here
+            old |= {file for file in there if file == "config.json" or (weights_kind(file) or "/")[0] == ""}
+    if kinds & {("", None), ("generator", None)}:
+        old |= there & set(RECORDS)
     return sorted(old - set(files))
 
 
-def _ours(where: str, file: str, revision: str | None, repo_type: str, token: str | bool | None) -> bool:
-    """Has this package written that file of the repository?"""
-    try:
-        path = retried(
-            lambda: hf_hub_download(where, file, revision=revision, repo_type=repo_type, token=token)
-        )
-    except hub_errors.EntryNotFoundError:
+def _keeps_card(
+    where: str,
+    revision: str | None,
+    repo_type: str,
+    token: str | bool | None,
+    there: set[str],
+    files: dict[str, Path],
+) -> bool:
+    """Is the repository's card somebody's own, or about more than this push, which adds a variant?"""
+    if adds_variants(there, files):
         return True
-    return cards.MARK in Path(path).read_text(encoding="utf-8", errors="replace")
+    if "README.md" not in there:
+        return False
+    options = {"revision": revision, "repo_type": repo_type, "token": token}
+    path = hf_hub_download(where, "README.md", **options)
+    return cards.MARK not in Path(path).read_text(encoding="utf-8", errors="replace")
 
 
 def address(commit: CommitInfo) -> str:

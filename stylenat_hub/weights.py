@@ -283,20 +283,26 @@ def _saved_weights(folder: Path, variant: str | None) -> list[Path]:
     ]
 
 
-def stored_variant(folder: Path) -> str | None:
-    """The variant that a model folder holds where it holds one only; None if it has weights without one."""
-    found = {match["variant"] for path in folder.iterdir() if (match := _WEIGHTS.fullmatch(path.name))}
-    return found.pop() if len(found) == 1 else None
+def stored_variants(folder: Path) -> list[str | None]:
+    """The variants that a model folder holds; None is the weights without one, and first."""
+    kinds = [kind for path in folder.iterdir() if (kind := weights_kind(path.name))]
+    return sorted({variant for _, variant in kinds}, key=lambda variant: variant or "")
 
 
 def superseded(existing: Iterable[str], new: Collection[str]) -> set[str]:
     """Of the files of a repository those weights that would lie beside new ones of the same folder and
     variant: other shards, an index where a single file comes."""
-    kinds = {kind for name in new if (kind := _kind(name))}
-    return {name for name in existing if name not in new and _kind(name) in kinds}
+    kinds = {kind for name in new if (kind := weights_kind(name))}
+    return {name for name in existing if name not in new and weights_kind(name) in kinds}
 
 
-def _kind(name: str) -> tuple[str, str | None] | None:
+def adds_variants(existing: Iterable[str], new: Iterable[str]) -> bool:
+    """Are all new weights variants of some that are there?"""
+    there, kinds = ({kind for name in names if (kind := weights_kind(name))} for names in (existing, new))
+    return bool(kinds) and all(variant and (folder, None) in there for folder, variant in kinds)
+
+
+def weights_kind(name: str) -> tuple[str, str | None] | None:
     """(folder, variant) of a file of weights or an index of shards, None of any other file."""
     folder, _, file = name.rpartition("/")
     if match := _WEIGHTS.fullmatch(file):

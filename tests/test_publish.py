@@ -249,12 +249,16 @@ def test_a_wrong_licence_is_refused_before_anything_is_made(hub, pipeline):
     assert "\n" not in str(error.value) and not hub.repos
 
 
-def test_bundled_code_comes_and_goes(hub, pipeline):
+def test_bundled_code_comes_and_goes(hub, pipeline, tmp_path):
     pipeline.push_to_hub("me/church", bundle_code=True)
     code = {path for path in files(hub, "me/church") if path.endswith(".py")}
     assert "pipeline.py" in code and len(code) == 2
     assert "trust_remote_code=True" in card(hub, "me/church") and "- `pipeline.py`" in card(hub, "me/church")
     assert torch.equal(picture("me/church"), pipeline([3], output_type="pt").images)
+    pulled = HfApi().snapshot_download("me/church", cache_dir=tmp_path)
+    publish.push_folder(pulled, "me/plain")
+    assert files(hub, "me/plain").keys() == PIPELINE
+    assert json.loads(hub.files("me/plain")["model_index.json"])["_class_name"] == "GANPipeline"
     pipeline.push_to_hub("me/church")
     assert files(hub, "me/church").keys() == PIPELINE
     assert "trust_remote_code" not in card(hub, "me/church")
