@@ -33,6 +33,16 @@ _FILES = {
     "pipeline.py": "this project's code in one file, for diffusers with `trust_remote_code=True`",
     "samples.png": "the pictures above",
 }
+# What the card needs of a record: key, and within it another, -> the kind of the value.
+_NUMBER = (int, float)
+_TRAINING = {
+    **{("images",): int, ("seconds",): _NUMBER, ("processes",): int, ("weights",): str, ("dtype",): str},
+    **{("recipe",): dict, ("data", "pictures"): int},
+}
+_CONVERSION = {
+    ("weights",): str,
+    **{("source", "file"): str, ("source", "bytes"): int, ("source", "sha256"): str},
+}
 
 
 def card_data(
@@ -59,7 +69,8 @@ def pushed_card(folder: Path, name: str, *, license: str | None = None, grid: st
     """
     model = folder / "generator" if (folder / "generator").is_dir() else folder
     cls, family = model_class(model)
-    training, conversion = (_record(folder / f"{kind}.json") for kind in ("training", "conversion"))
+    training = _record(folder / "training.json", _TRAINING)
+    conversion = _record(folder / "conversion.json", _CONVERSION)
     figures = _figures(training)
     names = sorted({path.relative_to(folder).parts[0] for path in folder.rglob("*") if path.is_file()})
     base = training.get("started_from")
@@ -101,8 +112,21 @@ def model_class(folder: Path) -> tuple[type, Family]:
     raise ConfigError(f"{str(folder / 'config.json')!r} is of the class {name!r}, which is none of this zoo")
 
 
-def _record(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+def _record(path: Path, needed: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """What is recorded of a model's making, or nothing. Raises `ConfigError` if another program wrote it."""
+    if not path.is_file():
+        return {}
+    record = read_json(path)
+    for keys, kind in needed.items():
+        value: Any = record
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, kind):
+            raise ConfigError(
+                f"{str(path)!r} is no record that this project wrote: {'.'.join(keys)} is {value!r:.60}; "
+                "move it elsewhere, or make the folder again"
+            )
+    return record
 
 
 def _summary(cls: type, family: Family, folder: Path) -> str:
