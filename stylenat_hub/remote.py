@@ -198,6 +198,9 @@ def pushing(name: str) -> Iterator[None]:
 
 def _push_error(name: str, error: Exception) -> Exception:
     """The sentence for an error of the client; an error that is not about the Hub as it is."""
+    if isinstance(error, UnicodeEncodeError) or type(error).__name__ == "LocalProtocolError":
+        # The client could not even send it. Its words would show the token.
+        return HubError(_not_logged_in(name))
     if isinstance(error, (hub_errors.HTTPError, OSError)):
         return HubError(_refusal(name, error))
     if not isinstance(error.__cause__, (hub_errors.HTTPError, OSError)):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import validate_repo_id
 
 from stylenat_hub import cards
@@ -112,7 +113,11 @@ def full_id(name: str, token: str | bool | None = None) -> str:
         raise InputError(f"the repository is {name!r}; give a Hub id, such as me/my-church")
     with pushing(name):
         validate_repo_id(name)
-        return name if "/" in name else f"{retried(HfApi(token=token).whoami)['name']}/{name}"
+        if "/" in name:
+            return name
+        if token is False:  # which the client takes for an error of the program
+            raise hub_errors.LocalTokenNotFoundError
+        return f"{retried(HfApi(token=token).whoami)['name']}/{name}"
 
 
 def _repository(
