@@ -6,10 +6,12 @@ fails there is never sent. Of a commit readers see all or nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,21 @@ from huggingface_hub import CommitInfo, ModelCard
 
 from stylenat_hub import cards
 from stylenat_hub.bundle import bundle_files, components, plain_index
-from stylenat_hub.errors import ConfigError, HubError, InputError, WeightsError
+from stylenat_hub.errors import ConfigError, HubError, InputError, StyleNATHubError, WeightsError
 from stylenat_hub.files import link, user_path
 from stylenat_hub.models.base import Discriminator, Generator, ZooModel
 from stylenat_hub.pictures import Grid, write_picture
 from stylenat_hub.pipeline import GANPipeline
 from stylenat_hub.remote import pushing, retried
 from stylenat_hub.uploads import address, full_id, make_repository, upload
-from stylenat_hub.weights import check_same_weights, check_saving, read_json, stored_variants, weights_kind
+from stylenat_hub.weights import (
+    check_same_weights,
+    check_saving,
+    read_json,
+    stored_variants,
+    weight_files,
+    weights_kind,
+)
 
 GRID_CELL = 256  # px; the pictures of larger models are shown smaller
 TRUNCATION = 0.7
@@ -48,8 +57,9 @@ def push_pipeline(
     """
     check_saving(safe_serialization)
     saving = {"variant": variant, "max_shard_size": max_shard_size}
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         folder = Path(temporary, "pipeline")
+        stack.enter_context(_told_as(folder, "the pipeline"))
         pipeline.save_pretrained(folder, **saving)
         if discriminator is not None:
             discriminator.save_pretrained(folder / discriminator.component, **saving)
@@ -74,8 +84,9 @@ def push_model(
     Other arguments and errors: `push_folder`, `ZooModel.save_pretrained`.
     """
     check_saving(safe_serialization)
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         folder = Path(temporary, "model")
+        stack.enter_context(_told_as(folder, f"the {model.component}"))
         model.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
         _check_same(model, folder, variant)
         options["commit_message"] = options.get("commit_message") or f"Upload {model.component}"
@@ -113,14 +124,29 @@ def push_folder(
         HubError: the Hub refuses, or the network fails; nothing has changed there.
     """
     source = user_path(folder)
-    with tempfile.TemporaryDirectory() as temporary:
-        staged = Path(temporary)
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+        staged = Path(temporary, "staged")
+        staged.mkdir()
+        stack.enter_context(_told_as(staged, str(source)))
         _stage(source, staged)
         name = full_id(name, options.get("token"))  # the card names it in full
         grid = _check_and_draw(staged, variant, samples)
         _add_code(staged, bundle_code)
         written = _write_card(staged, name, license, grid)
         return upload(staged, name, replaceable=("README.md", "samples.png") if written else (), **options)
+
+
+@contextlib.contextmanager
+def _told_as(temporary: Path, name: str) -> Iterator[None]:
+    """Errors of the checks call a temporary folder, of which the user knows nothing, by this name."""
+    try:
+        yield
+    except StyleNATHubError as error:
+        text = str(error)
+        if str(temporary) not in text:
+            raise
+        told = text.replace(str(temporary), name)
+        raise type(error)(told) from error
 
 
 def _stage(source: Path, staged: Path) -> None:
@@ -147,7 +173,12 @@ def _stage(source: Path, staged: Path) -> None:
 
 
 def _stage_model(source: Path, staged: Path) -> None:
-    """Its config and weights; whatever else lies there may be anything, such as a token."""
+    """Its config and weights; whatever else lies there may be anything, such as a token.
+
+    Raises `WeightsError` if it has none, which names what it has instead.
+    """
+    if (source / "config.json").is_file() and not stored_variants(source):
+        weight_files(source)
     for path in sorted(source.iterdir()):
         if path.is_file() and (path.name == "config.json" or weights_kind(path.name)):
             _take(path, staged / path.name)
