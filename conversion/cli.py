@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stylenat_hub import signals
-from stylenat_hub.errors import HubError, InputError
+from stylenat_hub.errors import InputError
 from stylenat_hub.options import License, Private, PushTo, one_sentence, parse_path
 
 if TYPE_CHECKING:
@@ -99,12 +99,7 @@ def _push(folder: Path, name: str, **options: Any) -> None:
     """Publish the result. An error says that the folder is written all the same."""
     from stylenat_hub import publish
 
-    try:
-        commit = publish.push_folder(folder, name, commit_message="Upload converted pipeline", **options)
-    except HubError as error:
-        raise HubError(f"{error}; {str(folder)!r} is written: `stylenat push {folder} {name}`") from error
-    except KeyboardInterrupt:
-        raise signals.Interrupted(f"{folder} is written, but not pushed") from None
+    commit = publish.push_written(folder, name, commit_message="Upload converted pipeline", **options)
     typer.echo(f"pushed to {publish.address(commit)}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from stylenat_hub.models.base import Discriminator, Generator, ZooModel
 from stylenat_hub.pictures import Grid, write_picture
 from stylenat_hub.pipeline import GANPipeline
 from stylenat_hub.remote import pushing, retried
+from stylenat_hub.signals import Interrupted
 from stylenat_hub.uploads import address, full_id, make_repository, upload
 from stylenat_hub.weights import (
     check_same_weights,
@@ -107,6 +109,7 @@ def push_folder(
     license: str | None = None,
     bundle_code: bool = False,
     samples: bool = True,
+    checkpoint: Path | None = None,
     **options: Any,
 ) -> CommitInfo:
     """Push a folder that `save_pretrained`, conversion or training's export wrote, after checking it.
@@ -117,7 +120,8 @@ def push_folder(
     your own namespace. variant: which weights are drawn from; default: those without, or the only ones.
     license: as the Hub's list calls it, such as "mit", for the card. bundle_code: add this project's code, so
     that diffusers can load the pipeline where this package is not installed. samples: False makes no grid.
-    options: those of `upload`.
+    checkpoint: of a training run, to lie beside the model; default: the folder's own, if it has one. options:
+    those of `upload`.
 
     Raises:
         InputError, ConfigError, WeightsError: the folder is not what it should be; nothing is sent.
@@ -129,11 +133,27 @@ def push_folder(
         staged.mkdir()
         stack.enter_context(_told_as(staged, str(source)))
         _stage(source, staged)
+        _stage_checkpoint(checkpoint or source / "checkpoint", staged / "checkpoint")
         name = full_id(name, options.get("token"))  # the card names it in full
         grid = _check_and_draw(staged, variant, samples)
         _add_code(staged, bundle_code)
         written = _write_card(staged, name, license, grid)
         return upload(staged, name, replaceable=("README.md", "samples.png") if written else (), **options)
+
+
+def push_written(folder: Path, name: str, **options: Any) -> CommitInfo:
+    """`push_folder` for a command that has just written the folder: errors say that it is there, and how to
+    push it later."""
+    try:
+        return push_folder(folder, name, **options)
+    except HubError as error:
+        command = ["stylenat", "push", str(folder), name]
+        command += ["--license", options["license"]] if options.get("license") else []
+        command += ["--private"] if options.get("private") else []
+        later = "" if options.get("checkpoint") else f": `{shlex.join(command)}` pushes it"
+        raise HubError(f"{error}; {str(folder)!r} is written{later}") from error
+    except KeyboardInterrupt:
+        raise Interrupted(f"{folder} is written, but not pushed") from None
 
 
 @contextlib.contextmanager
@@ -162,11 +182,6 @@ def _stage(source: Path, staged: Path) -> None:
     for part in ("generator", "discriminator"):
         if (source / part).is_dir():
             _stage_model(source / part, staged / part)
-    if (source / "checkpoint" / "state.json").is_file():
-        listed = read_json(source / "checkpoint" / "state.json").get("files")
-        for name in ("state.json", *(listed if isinstance(listed, dict) else ())):
-            if (path := source / "checkpoint" / Path(name).name).is_file():
-                _take(path, staged / "checkpoint" / path.name)
     for name in FILES:
         if (source / name).is_file():
             _take(source / name, staged / name)
@@ -182,6 +197,15 @@ def _stage_model(source: Path, staged: Path) -> None:
     for path in sorted(source.iterdir()):
         if path.is_file() and (path.name == "config.json" or weights_kind(path.name)):
             _take(path, staged / path.name)
+
+
+def _stage_checkpoint(source: Path, staged: Path) -> None:
+    """The files that its state lists."""
+    if (source / "state.json").is_file():
+        listed = read_json(source / "state.json").get("files")
+        for name in ("state.json", *(listed if isinstance(listed, dict) else ())):
+            if (path := source / Path(name).name).is_file():
+                _take(path, staged / path.name)
 
 
 def _take(source: Path, target: Path) -> None:
@@ -287,5 +311,6 @@ __all__ = [
     "push_folder",
     "push_model",
     "push_pipeline",
+    "push_written",
     "upload",
 ]

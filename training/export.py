@@ -8,16 +8,14 @@ python -m training.export runs/church --output my-church --push-to-hub me/my-chu
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from stylenat_hub import signals
-from stylenat_hub.errors import HubError, InputError, WeightsError
-from stylenat_hub.files import check_folder, link, user_path, whole_folder
+from stylenat_hub.errors import InputError, WeightsError
+from stylenat_hub.files import check_folder, user_path, whole_folder
 from stylenat_hub.options import License, Private, PushTo, one_sentence
 from stylenat_hub.weights import check_same_weights, pipeline_files, system_errors
 
@@ -103,29 +101,6 @@ def _last_measured(log: Path, images: int) -> dict[str, float] | None:
     return {name: value for name, value in last.items() if name != "seconds"} if last else None
 
 
-def push(folder: str | Path, name: str, *, checkpoint: Path | None = None, **options: Any) -> str:
-    """Push an exported folder; returns where it is to be seen. checkpoint: what the training needs to go on
-    (`--resume hf:NAME`), to lie beside it. options: of `publish.push_folder`.
-
-    Raises `HubError`, `InputError`: the folder stays, and can be pushed later.
-    """
-    from stylenat_hub import publish
-
-    source = user_path(folder)
-    with tempfile.TemporaryDirectory() as temporary:
-        staged = Path(temporary)
-        shutil.copytree(source, staged, dirs_exist_ok=True, copy_function=link)
-        if checkpoint is not None:
-            shutil.copytree(checkpoint, staged / "checkpoint", copy_function=link)
-        try:
-            return publish.address(publish.push_folder(staged, name, **options))
-        except HubError as error:
-            later = (
-                f"; {str(source)!r} is written: `stylenat push {source} {name}`" if checkpoint is None else ""
-            )
-            raise HubError(f"{error}{later}") from error
-
-
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -153,9 +128,12 @@ def main(
         typer.echo(f"wrote {output} from {path.name}; try: stylenat generate {output} --grid")
         if push_to_hub:
             message = message or f"Upload the checkpoint {path.name}"
+            from stylenat_hub import publish
+
             about = {"license": license_, "private": private or None, "commit_message": message}
             kept = path if with_checkpoint else None
-            typer.echo(f"pushed to {push(output, push_to_hub, checkpoint=kept, **about)}")
+            commit = publish.push_written(user_path(output), push_to_hub, checkpoint=kept, **about)
+            typer.echo(f"pushed to {publish.address(commit)}")
 
 
 if __name__ == "__main__":
