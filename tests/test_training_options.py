@@ -169,33 +169,6 @@ def test_float16_refuses_weights_that_it_cannot_hold(tmp_path, finished):
     assert not (tmp_path / "m").exists()
 
 
-def test_export_uploads_the_whole_folder(tmp_path, finished, monkeypatch):
-    import huggingface_hub
-
-    sent = {}
-
-    class Hub:
-        def create_repo(self, repository, *, private, exist_ok):
-            sent["private"] = private
-            return type("Url", (), {"repo_id": f"{repository}"})
-
-        def upload_folder(self, *, repo_id, folder_path, commit_message):
-            found = (path.relative_to(folder_path).as_posix() for path in folder_path.rglob("*"))
-            sent[repo_id] = {name for name in found if "." in name}
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    arguments = [finished, "--output", tmp_path / "m", "--push-to-hub", "me/churches", "--private"]
-    assert here(*arguments, command=EXPORT).exit_code == 0
-    weights = "diffusion_pytorch_model.safetensors"
-    assert sent["private"] and sent["me/churches"] == {
-        *("model_index.json", "training.json"),
-        *(f"{part}/{name}" for part in ("generator", "discriminator") for name in ("config.json", weights)),
-    }
-    monkeypatch.setattr(Hub, "upload_folder", lambda *_a, **_k: (_ for _ in ()).throw(OSError("no network")))
-    arguments[2] = tmp_path / "n"
-    wrong(*arguments, says="is written, but the upload to 'me/churches' failed (no network)", command=EXPORT)
-
-
 def test_a_single_model_folder_can_be_fine_tuned(tmp_path, data, finished):
     assert here(finished, "--output", tmp_path / "m", command=EXPORT).exit_code == 0
     alone = tmp_path / "m" / "generator"
