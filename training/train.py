@@ -197,8 +197,10 @@ def _run(trainer: Trainer, pictures: Pictures, options: Options) -> tuple[str, P
     try:
         why = trainer.run(batches)
     except BaseException:
-        if trainer.publisher is not None:
-            trainer.publisher.stop()
+        if trainer.publisher is not None and (lost := trainer.publisher.stop()):
+            print(
+                f"{lost} checkpoint(s) were not pushed, because the run failed", file=sys.stderr, flush=True
+            )
         raise
     finally:
         accelerator.end_training()
