@@ -68,8 +68,7 @@ def upload(
 
         def attempt() -> CommitInfo:
             # All of it anew each time: if the answer to a commit was lost, this finds that nothing is left.
-            info = api.repo_info(where, revision=revision, **at)
-            there = {file.rfilename for file in info.siblings or ()}
+            head, there = _listed(api, where, revision, repo_type)
             _check_kind(where, there, files)
             kept = set(replaceable) & there
             if kept and not _keeps_card(where, revision, repo_type, token, there, files):
@@ -80,11 +79,14 @@ def upload(
                 commit_message=commit_message or "Upload files",
                 commit_description=commit_description,
                 revision=revision,
-                parent_commit=info.sha,  # what was listed above is what this is about
+                parent_commit=head,  # what was listed above is what this is about
                 create_pr=create_pr,
                 **at,
             )
 
+        _, there = retried(lambda: _listed(api, where, revision, repo_type))
+        _check_kind(where, there, files)  # before anything is sent
+        _send(api, where, files, revision=revision, create_pr=create_pr, **at)
         commit = retried(attempt)
         if tag is not None:
             _add_tag(api, where, repo_type, tag, commit.oid)
@@ -147,6 +149,12 @@ def _check_refs(api: HfApi, where: str, repo_type: str, revision: str | None, ta
         raise InputError(f"{revision!r} is no branch of {where!r}; push to a branch: tags and commits stay")
 
 
+def _listed(api: HfApi, where: str, revision: str | None, repo_type: str) -> tuple[str | None, set[str]]:
+    """The newest commit, and its files."""
+    info = api.repo_info(where, revision=revision, repo_type=repo_type)
+    return info.sha, {file.rfilename for file in info.siblings or ()}
+
+
 def _check_kind(where: str, there: set[str], files: dict[str, Path]) -> None:
     """Raise `InputError` for a model by itself where a pipeline is: nobody would ever load it."""
     if "config.json" in files and "model_index.json" in there - set(files):
@@ -156,13 +164,22 @@ def _check_kind(where: str, there: set[str], files: dict[str, Path]) -> None:
         )
 
 
+def _send(api: HfApi, where: str, files: dict[str, Path], **options: object) -> None:
+    """Send the large files, of which the commit only tells the names. Every request of this the client
+    repeats by itself, for about half a minute: three times that would be long for who waits."""
+    api.preupload_lfs_files(where, _additions(files), **options)
+
+
+def _additions(files: dict[str, Path]) -> list[CommitOperationAdd]:
+    return [CommitOperationAdd(path_in_repo=file, path_or_fileobj=path) for file, path in files.items()]
+
+
 def _commit(
     api: HfApi, where: str, files: dict[str, Path], obsolete: list[str], create_pr: bool, **options: object
 ) -> CommitInfo:
-    adds = [CommitOperationAdd(path_in_repo=file, path_or_fileobj=path) for file, path in files.items()]
     drops = [CommitOperationDelete(path_in_repo=file) for file in obsolete]
     try:
-        return api.create_commit(where, [*adds, *drops], create_pr=create_pr, **options)
+        return api.create_commit(where, [*_additions(files), *drops], create_pr=create_pr, **options)
     except Failures as error:
         if create_pr and unanswered(error):  # a second attempt might open a second one
             raise HubError(
