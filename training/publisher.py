@@ -9,6 +9,7 @@ is tried again, after a pause or with the next. The training never ends because 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ from stylenat_hub.files import link
 
 FOLDER = ".pushing"
 ROOT = Path(__file__).resolve().parent.parent  # of the clone, from which `training` is run
-ATTEMPTS = 3  # in a row, once the training is over
+ATTEMPTS = 2  # in a row, once the training is over
 PATIENCE = 10.0  # seconds for a push to end that is told to
 FIRST_PAUSE, LONGEST_PAUSE = 60.0, 3600.0  # seconds after a failure; a new checkpoint ends it
 
@@ -145,8 +146,9 @@ class Publisher:
             self.failures = 0
             shutil.rmtree(self.waiting.popleft(), ignore_errors=True)
             return
-        told = [line for line in lines if line.startswith("error: ")] or lines
-        self._failed(told[-1].removeprefix("error: ") if told else f"exit code {code}")
+        told = [line for line in lines if line.startswith("error: ")] or lines or [f"exit code {code}"]
+        # What it wrote is gone again.
+        self._failed(re.sub(r"; '[^']*' is written$", "", told[-1].removeprefix("error: ")))
 
     def _failed(self, why: str) -> None:
         self.failures, self.last_error = self.failures + 1, why
