@@ -105,7 +105,7 @@ def components(folder: Path) -> dict[str, list[str]]:
     index = read_json(folder / "model_index.json")
     if index.get("_class_name") not in (PIPELINE_CLASS, [Path(PIPELINE_FILE).stem, PIPELINE_CLASS]):
         raise ConfigError(
-            f"{str(folder)!r} is a {index.get('_class_name')}; code is added to a {PIPELINE_CLASS} only"
+            f"{str(folder)!r} is a {index.get('_class_name')}; only a {PIPELINE_CLASS} can be pushed"
         )
     models = [model for family in FAMILIES.values() for model in (family.generator, family.discriminator)]
     known = [(model.component, [model.__module__, model.__name__]) for model in models]

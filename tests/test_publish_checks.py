@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_generator
 from safetensors.torch import load_file, save_file
+from small_models import tiny_generator
 
 from stylenat_hub import GANPipeline, WaveletDiscriminator, publish
 from stylenat_hub.errors import ConfigError, InputError, StyleNATHubError, WeightsError
