@@ -138,6 +138,15 @@ def test_what_went_on_from_the_hub_goes_on_pushing(hub, tmp_path, data, quick):
     }
 
 
+def test_what_was_not_pushed_before_the_run_ended_is_pushed_when_it_goes_on(hub, tmp_path, data, quick):
+    output = tmp_path / "run"
+    assert here(*training(output, data, stop=8)[:-2]).exit_code == 0  # killed before it pushed, so to say
+    for stop in (16, 24):
+        result = here(*training(output, data, "--resume", "latest", stop=stop))
+        assert result.exit_code == 0, result.output
+    assert titles(hub) == ["8 images seen", "16 images seen", "24 images seen"]
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [

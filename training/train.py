@@ -177,6 +177,8 @@ def _take_up(trainer: Trainer, checkpoint: checkpoints.Checkpoint, options: Opti
         _check_same_data(checkpoint, trainer.facts["data"])
     trainer.facts["started_from"] = checkpoint.state["started_from"]
     trainer.restore(checkpoint)
+    if trainer.publisher is not None and trainer.output.resolve() in checkpoint.path.resolve().parents:
+        trainer.publisher.add(checkpoint.path)  # the run before may have ended before it got there
     before, now = checkpoint.state.get("precision"), trainer.accelerator.mixed_precision
     if before not in (None, now):
         trainer.accelerator.print(f"the precision was {before} and is now {now}: not the same to the bit")
