@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import os
 import re
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from typing import Any
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import WeakFileLock, filter_repo_objects
+from huggingface_hub.utils import WeakFileLock, filter_repo_objects, validate_hf_hub_args
 
 from stylenat_hub.errors import InputError, OldCopyWarning, WeightsError
 from stylenat_hub.remote import (
@@ -184,12 +186,11 @@ def _sense(mend: Callable[[], None]) -> Iterator[None]:
 def _called_wrongly(error: BaseException) -> bool:
     """Has the client refused our call itself? That is a mistake here, or a new version of it, and no answer's
     fault."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return (
-        isinstance(error, TypeError) and trace is not None and trace.tb_frame.f_code.co_filename == __file__
-    )
+    if not isinstance(error, TypeError) or error.__traceback__ is None:
+        return False
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    # Its functions are called through one that checks their arguments.
+    return frame.f_code.co_filename in (__file__, inspect.getfile(validate_hf_hub_args))
 
 
 def _old_copy(wanted: _Wanted, failure: BaseException) -> Snapshot:

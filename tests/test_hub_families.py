@@ -1,4 +1,4 @@
-"""Every family on the Hub: pushed with discriminator and code, or alone; pulled to the bit; zoo names there."""
+"""Every family on the Hub: pushed with discriminator and code, or alone; pulled to the bit; zoo names."""
 
 from __future__ import annotations
 
