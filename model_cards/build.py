@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 from huggingface_hub import EvalResult, ModelCard
 
+from model_cards.tables import measurements, model_table, speed_table
 from stylenat_hub import cards
 from stylenat_hub.errors import InputError
 from stylenat_hub.files import whole_file
@@ -25,13 +26,13 @@ from stylenat_hub.locations import BUILTIN, builtin_models, status
 from stylenat_hub.models.base import MEAN_LATENTS
 from stylenat_hub.models.family import Checkpoint, Dataset
 from stylenat_hub.options import one_sentence
-from stylenat_hub.registry import CHECKPOINTS, FAMILIES, hub_id
+from stylenat_hub.registry import CHECKPOINTS, FAMILIES
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
 PICTURE = "pictures.png"
 SECTIONS = ("data", "use", "not_for", "limits", "bias", "ethics")  # of `words/data-ID.md`
-_TABLE = re.compile(r"(?<=<!-- models -->\n).*?(?=<!-- /models -->)", re.DOTALL)
+TABLES = {"models": model_table, "speed": speed_table}  # of the README, between marks of these names
 
 
 def build() -> dict[Path, str]:
@@ -43,11 +44,17 @@ def build() -> dict[Path, str]:
         files[folder / "README.md"] = f"{card(record, picture)}\n"
         if name in builtin_models():
             files[BUILTIN / name / "README.md"] = f"{card(record)}\n"
-    readme = README.read_text(encoding="utf-8")
-    if not _TABLE.search(readme):
-        raise InputError("README.md lost its marks <!-- models --> and <!-- /models -->; put them back")
-    files[README] = _TABLE.sub(lambda _: model_table(), readme)
+    files[README] = _with_tables(README.read_text(encoding="utf-8"))
     return files
+
+
+def _with_tables(text: str) -> str:
+    for name, table in TABLES.items():
+        marked = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
+        if not marked.search(text):
+            raise InputError(f"README.md lost its marks <!-- {name} --> and <!-- /{name} -->; put them back")
+        text = marked.sub(lambda _, table=table: table(), text)
+    return text
 
 
 def card(record: Checkpoint, picture: str | None = None) -> ModelCard:
@@ -101,34 +108,12 @@ def _text(name: str) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-def model_table() -> str:
-    """The README's table of models."""
-    rows = ["| name | px | generator's parameters | reported | weights |", "|---|---|---|---|---|"]
-    for record in CHECKPOINTS.values():
-        figures = "; ".join(
-            f"{m.name} {m.shown}{' (measured here)' if m.measured_here else ''}" for m in record.metrics
-        )
-        name = f"[`{record.name}`](model_cards/{record.name}/README.md)"
-        size = f"{record.parameters / 1e6:.2f} M"
-        rows.append(f"| {name} | {record.resolution} | {size} | {figures} | {_weights(record)} |")
-    return "\n".join(rows) + "\n"
-
-
 _STATUS = {
     "ships": "Its weights are in the package.",
     "on the Hub": "The weights are in this repository.",
     "convert": "Its authors published the weights; convert their file once, by the one command below.",
     "none published": "**No weights were ever published**: this describes the shape.",
 }
-
-
-def _weights(record: Checkpoint) -> str:
-    return {
-        "ships": "ship with the package",
-        "on the Hub": f"`{hub_id(record.name)}` on the Hub",
-        "convert": f"convert the authors' `{Path(record.origin_url or '').name}`",
-        "none published": "never published; the shape only",
-    }[status(record.name)]
 
 
 def _python(*lines: str) -> str:
@@ -208,18 +193,17 @@ def _recipe(record: Checkpoint) -> str | None:
 
 def _benchmarks(name: str) -> list[dict[str, Any]]:
     """The committed measurements of a checkpoint's shape, float32 first."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in (HERE / "benchmarks").glob("*.json")]
     rows = [
         {
             "batch": result["batch"],
             "machine": f"{result['machine']['device']}, torch {result['machine']['torch']}",
             "dtype": result["dtype"],
             "threads": result["threads"],
-            "seconds": f"{result['seconds']['tiled'] / result['batch']:.2f}",
+            "seconds": f"{result['seconds']['tiled'] / result['batch']:.3g}",
             "memory": f"{result['peak_memory_mib']['tiled']:,.0f} MiB",
         }
-        for result in found
-        if result.get("model") == name and "tiled" in result.get("seconds", {})
+        for result in measurements()
+        if result.get("model") == name
     ]
     return sorted(rows, key=lambda row: (row["dtype"] != "float32", row["machine"]))
 

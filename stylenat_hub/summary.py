@@ -114,7 +114,10 @@ def render(facts: dict[str, Any]) -> str:
         keys = ("description", "paper", "code_license", "weights_license", "origin_url")
         lines += [f"  {key}: {_plain(record[key])}" for key in keys if record[key] is not None]
         lines.append(f"  dataset: {record['dataset']['name']}, licence: {record['dataset']['license']}")
-        lines += [f"  {m['name']}: {m['value']} ({m['protocol']}; {m['source']})" for m in record["metrics"]]
+        lines += [
+            f"  {m['name']}: {m['value']:.{m['digits']}f} ({m['protocol']}; {m['source']})"
+            for m in record["metrics"]
+        ]
     # Lists other than the colours' are one value per level, which the table below shows.
     shown = {k: v for k, v in facts["config"].items() if k.startswith("image_") or not isinstance(v, tuple)}
     lines += [f"  {key}: {_plain(value)}" for key, value in shown.items()]

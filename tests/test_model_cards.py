@@ -85,7 +85,17 @@ def test_the_speed_in_a_card_is_the_measured_one(name):
     text = committed(name).text
     assert ("Not measured." in text) == (not measured)
     for result in measured:
-        assert f"| {result['seconds']['tiled'] / result['batch']:.2f} |" in text
+        assert f"| {result['seconds']['tiled'] / result['batch']:.3g} |" in text
+
+
+def test_the_built_in_models_figure_is_the_measured_one():
+    """What the registry says is typed there; the run's own figures are beside the curve."""
+    figures = json.loads((cards.HERE / "toy-church" / "figures.json").read_text())
+    metric = CHECKPOINTS["toy-church"].metrics[0]
+    shipped = figures["toy-church (shipped, float16)"][0]["swd"]
+    untrained, drawings = figures["toy-church"][0]["swd"], figures["drawings against drawings"][0]["swd"]
+    assert metric.shown == f"{shipped:.1f}"
+    assert f"{untrained:.1f} away" in metric.protocol and f"same kind {drawings:.1f}" in metric.protocol
 
 
 def test_the_three_lines_of_the_built_in_models_card_run():
