@@ -28,7 +28,7 @@ STEPS = {  # of a push to a new repository, with a tag and a branch
 def small(tmp_path):
     """What is uploaded in no time, with a file that goes to LFS."""
     (tmp_path / "small").mkdir()
-    (tmp_path / "small" / "config.json").write_text("{}")
+    (tmp_path / "small" / "config.json").write_text('{"_class_name": "StyleNATGenerator"}')
     (tmp_path / "small" / WEIGHTS).write_bytes(b"weights")
     return tmp_path / "small"
 
