@@ -69,7 +69,8 @@ def check_options(given: Mapping[str, Any], known: Collection[str]) -> None:
     for name, value in given.items():
         fits, allowed = _ALLOWED.get(name, (None, ""))
         if fits is not None and not fits(value):
-            raise InputError(f"{name} is {value!r:.60}; allowed: {allowed}")
+            shown = " ".join(repr(value).split())  # of a model it is a page
+            raise InputError(f"{name} is {shown:.60}; allowed: {allowed}")
     _check_ref(given.get("tag"), "tag")
     _check_ref(given.get("revision"), "branch")
     if given.get("create_pr") and given.get("tag") is not None:

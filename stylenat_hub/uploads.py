@@ -111,8 +111,8 @@ class _Push:
     def _plan(self, target: Target) -> tuple[dict[str, Path], list[str]]:
         """What is sent, and what is removed. Raises `InputError` if this would lose what is somebody's."""
         if self.at["repo_type"] == "model":
-            check_kind(target, self.files)
             check_ours(target, self.files)
+            check_kind(target, self.files)
             check_strangers(target, self.files)
             _check_card(target, self.files, self.replaceable)
         kept = set(self.replaceable) & target.names
