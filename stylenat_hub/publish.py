@@ -145,28 +145,29 @@ def push_folder(
         staged = Path(temporary, "staged")
         staged.mkdir()
         stack.enter_context(_told_as(staged, str(source)))
-        stage(source, staged)
-        own = _own_card(staged / "README.md")
-        if own is not None and license:
-            raise InputError(
-                "the folder has a README.md of its own: state the licence there, and leave out license"
-            )
-        if checkpoint is not None:
-            stage_checkpoint(folder_path(checkpoint), staged / "checkpoint", folder_path(checkpoint))
-        elif (source / "checkpoint" / STATE).is_file():
-            stage_checkpoint(source / "checkpoint", staged / "checkpoint", source)
+        _stage(source, staged, checkpoint)
+        own = _own_card(staged / "README.md", license)
         name = full_id(name, options.get("token"))  # the card names it in full
         # Their card may speak of their pictures.
-        grid = _check_and_draw(staged, variant, samples and not (own and (staged / "samples.png").is_file()))
+        grid = _check_and_draw(
+            staged, variant, samples and not (own is not None and (staged / "samples.png").is_file())
+        )
         _add_code(staged, bundle_code)
-        card = own
-        if card is None:
-            made = cards.pushed_card(staged, name, license=license, grid=grid)
-            made.save(staged / "README.md")
-            card = str(made)
-        _check_card(card, name)  # before anything is made there
-        generated = () if own is not None else ("README.md", "samples.png")
+        if own is None:
+            cards.pushed_card(staged, name, license=license, grid=grid).save(staged / "README.md")
+        _check_card(own or (staged / "README.md").read_text(encoding="utf-8"), name)
+        generated = ("README.md", "samples.png") if own is None else ()
         return upload(staged, name, replaceable=generated, **options)
+
+
+def _stage(source: Path, staged: Path, checkpoint: str | os.PathLike[str] | None) -> None:
+    """Model, records and card of a folder, and the checkpoint that is named, or else its own."""
+    stage(source, staged)
+    if checkpoint is not None:
+        folder = folder_path(checkpoint)
+        stage_checkpoint(folder, staged / "checkpoint", folder)
+    elif (source / "checkpoint" / STATE).is_file():
+        stage_checkpoint(source / "checkpoint", staged / "checkpoint", source)
 
 
 def push_written(folder: Path, name: str, **options: Any) -> CommitInfo:
@@ -278,8 +279,9 @@ def _add_code(folder: Path, wanted: bool) -> None:
         raise InputError("bundle_code needs a pipeline (model_index.json); push one, or leave it out")
 
 
-def _own_card(path: Path) -> str | None:
-    """The folder's card if it is somebody's own. Raises `ConfigError` for one that cannot be a card."""
+def _own_card(path: Path, license: str | None) -> str | None:
+    """The folder's card if it is somebody's own. Raises `ConfigError` for one that cannot be a card,
+    `InputError` if a licence is given beside it."""
     if not path.is_file():
         return None
     try:
@@ -288,6 +290,10 @@ def _own_card(path: Path) -> str | None:
         raise ConfigError(f"{str(path)!r} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     if cards.MARK in text:
         return None
+    if license:
+        raise InputError(
+            "the folder has a README.md of its own: state the licence there, and leave out license"
+        )
     try:
         ModelCard(text, ignore_metadata_errors=True)
     except Exception as error:  # the YAML parser has kinds of its own
@@ -300,7 +306,7 @@ def _own_card(path: Path) -> str | None:
 
 
 def _check_card(text: str, name: str) -> None:
-    """Raise `HubError` if the Hub would not take this card."""
+    """Raise `HubError` if the Hub would not take this card, before anything is made there."""
     with pushing(name):
         errors = retried(lambda: _card_errors(text))
     if errors:

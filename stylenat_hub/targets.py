@@ -70,7 +70,12 @@ def check_ours(target: Target, new: Collection[str]) -> None:
 def _not_ours(name: str, config: dict[str, Any]) -> str | None:
     """What a config is of, unless it is of a class of this package."""
     cls, said = config.get("_class_name"), config.get("architectures")
-    ours = cls in (PIPELINE_CLASS, CODE_CLASS) if name == INDEX else find_class(cls)
+    if name == INDEX:
+        parts = [entry for key, entry in config.items() if not key.startswith("_")]
+        known = all(isinstance(entry, list) and entry and find_class(entry[-1]) for entry in parts)
+        ours = cls in (PIPELINE_CLASS, CODE_CLASS) and known
+    else:
+        ours = find_class(cls) is not None
     if ours:
         return None
     kinds = (cls, said[0] if isinstance(said, list) and said else said, config.get("model_type"))

@@ -258,8 +258,9 @@ def test_ctrl_c_after_sending_began(hub, small, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(uploads, "_commit", stopped)
-    with pytest.raises(Interrupted, match="may or may not have arrived: look at"):
+    with pytest.raises(KeyboardInterrupt, match="may or may not have arrived: look at") as caught:
         uploads.upload(small, "me/church")
+    assert isinstance(caught.value, Interrupted)
     monkeypatch.setattr(uploads, "_send", stopped)
     with pytest.raises(KeyboardInterrupt) as caught:
         uploads.upload(small, "me/church")

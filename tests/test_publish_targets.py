@@ -30,6 +30,7 @@ OTHERS = {
         "model_index.json": as_json(_class_name="StableDiffusionPipeline", unet=["diffusers", "UNet2D"]),
         "unet/config.json": as_json(_class_name="UNet2DConditionModel"),
     },
+    "a GANPipeline": {"model_index.json": as_json(_class_name="GANPipeline", generator=["a", "Other"])},
     "a BertModel": {"config.json": as_json(architectures=["BertModel"], model_type="bert")},
     "a UNet3DModel": {"generator/config.json": as_json(_class_name="UNet3DModel")},
     "something else": {"config.json": b"{"},
