@@ -149,9 +149,8 @@ def push_folder(
         own = _own_card(staged / "README.md", license)
         name = full_id(name, options.get("token"))  # the card names it in full
         # Their card may speak of their pictures.
-        grid = _check_and_draw(
-            staged, variant, samples and not (own is not None and (staged / "samples.png").is_file())
-        )
+        shown = own is not None and (staged / "samples.png").is_file()
+        grid = _check_and_draw(staged, variant, samples and not shown)
         _add_code(staged, bundle_code)
         if own is None:
             cards.pushed_card(staged, name, license=license, grid=grid).save(staged / "README.md")
