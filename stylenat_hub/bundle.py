@@ -24,6 +24,7 @@ from stylenat_hub.weights import read_json
 PIPELINE_MODULE = "stylenat_hub.pipeline"
 PIPELINE_CLASS = "GANPipeline"
 PIPELINE_FILE = "pipeline.py"  # diffusers downloads and finds it by this name
+CODE_CLASS = [Path(PIPELINE_FILE).stem, PIPELINE_CLASS]  # in the index of a pipeline with code
 # Publishing needs files that are not modules; who publishes has the package.
 LEFT_OUT = ("stylenat_hub.publish",)
 _QUOTES = "'" * 3
@@ -83,7 +84,7 @@ def bundle_files(folder: Path) -> dict[str, str]:
     return {
         PIPELINE_FILE: _pipeline_file(module for module, _ in models.values()),
         **{f"{name}/{module}.py": _shim(module, cls) for name, (module, cls) in models.items()},
-        **_index(folder, [Path(PIPELINE_FILE).stem, PIPELINE_CLASS]),
+        **_index(folder, CODE_CLASS),
     }
 
 
@@ -103,7 +104,7 @@ def components(folder: Path) -> dict[str, list[str]]:
     Raises `ConfigError` if it is another pipeline, or has other models.
     """
     index = read_json(folder / "model_index.json")
-    if index.get("_class_name") not in (PIPELINE_CLASS, [Path(PIPELINE_FILE).stem, PIPELINE_CLASS]):
+    if index.get("_class_name") not in (PIPELINE_CLASS, CODE_CLASS):
         raise ConfigError(
             f"{str(folder)!r} is a {index.get('_class_name')}; only a {PIPELINE_CLASS} can be pushed"
         )

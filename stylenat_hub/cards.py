@@ -34,12 +34,13 @@ _FILES = {
 _NUMBER = (int, float)
 _TRAINING = {
     **{("images",): int, ("seconds",): _NUMBER, ("processes",): int, ("weights",): str, ("dtype",): str},
-    **{("recipe",): dict, ("data", "pictures"): int},
+    **{("recipe",): dict, ("data", "pictures"): int, ("started_from",): (str, type(None))},
 }
 _CONVERSION = {
-    ("weights",): str,
+    **{("weights",): str, ("zoo",): (str, type(None))},
     **{("source", "file"): str, ("source", "bytes"): int, ("source", "sha256"): str},
 }
+RECORDS = {"training.json": _TRAINING, "conversion.json": _CONVERSION}  # how weights came to be
 
 
 def card_data(
@@ -72,8 +73,8 @@ def pushed_card(folder: Path, name: str, *, license: str | None = None, grid: st
     """
     model = folder / "generator" if (folder / "generator").is_dir() else folder
     cls, families = model_class(model)
-    training = _record(folder / "training.json", _TRAINING)
-    conversion = _record(folder / "conversion.json", _CONVERSION)
+    training = _record(folder / "training.json")
+    conversion = _record(folder / "conversion.json")
     figures = _figures(training)
     names = sorted({path.relative_to(folder).parts[0] for path in folder.rglob("*") if path.is_file()})
     base = training.get("started_from")
@@ -119,21 +120,28 @@ def _licence(license: str | None, conversion: Mapping[str, Any]) -> str:
     return said
 
 
-def _record(path: Path, needed: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+def _record(path: Path) -> dict[str, Any]:
     """What is recorded of a model's making, or nothing. Raises `ConfigError` if another program wrote it."""
     if not path.is_file():
         return {}
     record = read_json(path)
-    for keys, kind in needed.items():
+    if wrong := wrong_field(path.name, record):
+        raise ConfigError(
+            f"{str(path)!r} is no record that this project wrote: {wrong}; move it elsewhere, or make the "
+            "folder again"
+        )
+    return record
+
+
+def wrong_field(name: str, record: Mapping[str, Any]) -> str | None:
+    """What is wrong in a record of this name (`RECORDS`), or None if this project can have written it."""
+    for keys, kind in RECORDS[name].items():
         value: Any = record
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         if not isinstance(value, kind):
-            raise ConfigError(
-                f"{str(path)!r} is no record that this project wrote: {'.'.join(keys)} is {value!r:.60}; "
-                "move it elsewhere, or make the folder again"
-            )
-    return record
+            return f"{'.'.join(keys)} is {value!r:.60}"
+    return None
 
 
 def _summary(cls: type, families: Sequence[Family], folder: Path) -> str:

@@ -8,42 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shlex
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, ModelCard
+from huggingface_hub import CommitInfo, ModelCard, constants, get_session
+from huggingface_hub.utils import hf_raise_for_status
 
 from stylenat_hub import cards
 from stylenat_hub.bundle import bundle_files, components, plain_index
 from stylenat_hub.errors import ConfigError, HubError, InputError, StyleNATHubError, WeightsError
-from stylenat_hub.files import link, user_path
 from stylenat_hub.models.base import Discriminator, Generator, ZooModel
 from stylenat_hub.pictures import Grid, write_picture
 from stylenat_hub.pipeline import GANPipeline
+from stylenat_hub.push_options import FOLDER, SAVED, UPLOAD, check_options, folder_path
 from stylenat_hub.registry import find_class
 from stylenat_hub.remote import pushing, retried
 from stylenat_hub.signals import Interrupted
+from stylenat_hub.staged import STATE, stage, stage_checkpoint, strip_private
 from stylenat_hub.uploads import address, full_id, make_repository, upload
-from stylenat_hub.weights import (
-    check_same_weights,
-    check_saving,
-    read_json,
-    stored_variants,
-    weight_files,
-    weights_kind,
-)
+from stylenat_hub.weights import check_same_weights, check_saving, read_json, stored_variants
 
 GRID_CELL = 256  # px; the pictures of larger models are shown smaller
-# What of a folder is pushed beside its models and its checkpoint; anything else that lies in it is not.
-FILES = (
-    *("model_index.json", "training.json", "conversion.json", "README.md", "LICENSE"),
-    *("samples.png", "pictures.png"),
-)
 
 
 def push_pipeline(
@@ -61,6 +49,10 @@ def push_pipeline(
     Other arguments and errors: `push_folder`, `GANPipeline.save_pretrained`.
     """
     check_saving(safe_serialization)
+    check_options(
+        {**options, "variant": variant, "max_shard_size": max_shard_size, "discriminator": discriminator},
+        (*SAVED, "discriminator"),
+    )
     saving = {"variant": variant, "max_shard_size": max_shard_size}
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         folder = Path(temporary, "pipeline")
@@ -83,12 +75,14 @@ def push_model(
     max_shard_size: int | str | None = None,
     **options: Any,
 ) -> CommitInfo:
-    """Push a generator or a discriminator by itself. subfolder: a folder in the repository, such as
-    `discriminator` of a pipeline; there the card stays as it is.
+    """Push a generator or a discriminator by itself. subfolder: its place in a pipeline that is there
+    (`generator` or `discriminator`); the card stays as it is then.
 
     Other arguments and errors: `push_folder`, `ZooModel.save_pretrained`.
     """
     check_saving(safe_serialization)
+    check_options({**options, "variant": variant, "max_shard_size": max_shard_size}, SAVED)
+    _check_subfolder(model, subfolder, options)
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         folder = Path(temporary, "model")
         stack.enter_context(_told_as(folder, f"the {model.component}"))
@@ -97,11 +91,24 @@ def push_model(
         options["commit_message"] = options.get("commit_message") or f"Upload {model.component}"
         if subfolder is None:
             return push_folder(folder, name, variant=variant, **options)
-        if options.pop("bundle_code", False) or options.pop("license", None):
-            raise InputError("bundle_code and license belong to a whole repository; leave out subfolder")
         if isinstance(model, Generator):
             _check_and_draw(folder, variant, samples=False)
-        return upload(folder, name, path_in_repo=subfolder, **options)
+        strip_private(folder / "config.json")
+        sent = {key: value for key, value in options.items() if key in UPLOAD}
+        return upload(folder, name, path_in_repo=subfolder, **sent)
+
+
+def _check_subfolder(model: ZooModel, subfolder: Any, options: dict[str, Any]) -> None:
+    """Raise `InputError` unless it is the model's place in a pipeline: nobody would find it elsewhere."""
+    if subfolder is None:
+        return
+    if not isinstance(subfolder, str) or subfolder != model.component:
+        raise InputError(
+            f"subfolder is {subfolder!r:.60}; allowed: {model.component!r}, the place of this model in a "
+            "pipeline, or None"
+        )
+    if options.get("bundle_code") or options.get("license"):
+        raise InputError("bundle_code and license belong to a whole repository; leave out subfolder")
 
 
 def push_folder(
@@ -112,15 +119,16 @@ def push_folder(
     license: str | None = None,
     bundle_code: bool = False,
     samples: bool = True,
-    checkpoint: Path | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> CommitInfo:
     """Push a folder that `save_pretrained`, conversion or training's export wrote, after checking it.
 
-    Pushed are the models, the checkpoint and the records (`FILES`), a grid of 16 pictures (`samples.png`) and
-    a card, unless the folder or the repository has a card that this package has not written. Card and grid
-    stay, too, where only a variant is added to weights that are there. name: the Hub id; without a slash in
-    your own namespace. variant: which weights are drawn from; default: those without, or the only ones.
+    Pushed are the models, the checkpoint and the records (`staged.FILES`), a grid of 16 pictures
+    (`samples.png`) and a card, unless the folder or the repository has a card that this package has not
+    written; with a card of its own a folder keeps its own `samples.png`, too. Card and grid of the repository
+    stay where only a variant is added to weights that are there. name: the Hub id; without a slash in your
+    own namespace. variant: which weights are drawn from; default: those without, or the only ones.
     license: as the Hub's list calls it, such as "mit", for the card. bundle_code: add this project's code, so
     that diffusers can load the pipeline where this package is not installed. samples: False makes no grid.
     checkpoint: of a training run, to lie beside the model; default: the folder's own, if it has one. options:
@@ -128,20 +136,37 @@ def push_folder(
 
     Raises:
         InputError, ConfigError, WeightsError: the folder is not what it should be; nothing is sent.
-        HubError: the Hub refuses, or the network fails; nothing has changed there.
+        HubError: the Hub refuses, or the network fails; nothing has changed there, unless it says so.
     """
-    source = user_path(folder)
+    given = {"variant": variant, "license": license, "bundle_code": bundle_code, "samples": samples}
+    check_options({**options, **given, "checkpoint": checkpoint}, FOLDER)
+    source = folder_path(folder)
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         staged = Path(temporary, "staged")
         staged.mkdir()
         stack.enter_context(_told_as(staged, str(source)))
-        _stage(source, staged)
-        _stage_checkpoint(checkpoint or source / "checkpoint", staged / "checkpoint")
+        _stage(source, staged, checkpoint)
+        own = _own_card(staged / "README.md", license)
         name = full_id(name, options.get("token"))  # the card names it in full
-        grid = _check_and_draw(staged, variant, samples)
+        # Their card may speak of their pictures.
+        shown = own is not None and (staged / "samples.png").is_file()
+        grid = _check_and_draw(staged, variant, samples and not shown)
         _add_code(staged, bundle_code)
-        written = _write_card(staged, name, license, grid)
-        return upload(staged, name, replaceable=("README.md", "samples.png") if written else (), **options)
+        if own is None:
+            cards.pushed_card(staged, name, license=license, grid=grid).save(staged / "README.md")
+        _check_card(own or (staged / "README.md").read_text(encoding="utf-8"), name)
+        generated = ("README.md", "samples.png") if own is None else ()
+        return upload(staged, name, replaceable=generated, **options)
+
+
+def _stage(source: Path, staged: Path, checkpoint: str | os.PathLike[str] | None) -> None:
+    """Model, records and card of a folder, and the checkpoint that is named, or else its own."""
+    stage(source, staged)
+    if checkpoint is not None:
+        folder = folder_path(checkpoint)
+        stage_checkpoint(folder, staged / "checkpoint", folder)
+    elif (source / "checkpoint" / STATE).is_file():
+        stage_checkpoint(source / "checkpoint", staged / "checkpoint", source)
 
 
 def push_written(folder: Path, name: str, **options: Any) -> CommitInfo:
@@ -155,6 +180,8 @@ def push_written(folder: Path, name: str, **options: Any) -> CommitInfo:
         command += ["--private"] if options.get("private") else []
         later = "" if options.get("checkpoint") else f": `{shlex.join(command)}` pushes it"
         raise HubError(f"{error}; {str(folder)!r} is written{later}") from error
+    except Interrupted as error:  # after it was sent
+        raise Interrupted(f"{folder} is written; {error}") from None
     except KeyboardInterrupt:
         raise Interrupted(f"{folder} is written, but not pushed") from None
 
@@ -168,53 +195,8 @@ def _told_as(temporary: Path, name: str) -> Iterator[None]:
         text = str(error)
         if str(temporary) not in text:
             raise
-        told = text.replace(str(temporary), name)
-        raise type(error)(told) from error
-
-
-def _stage(source: Path, staged: Path) -> None:
-    """Link or copy what belongs to a model. Raises `InputError` if it is no such folder."""
-    if not source.is_dir():
-        raise InputError(f"there is no folder {str(source)!r} to push; name one that holds a model")
-    if not any((source / part).is_file() for part in ("model_index.json", "config.json")):
-        raise InputError(
-            f"{str(source)!r} holds no model (neither model_index.json nor config.json); name a folder that "
-            "save_pretrained, conversion.convert or training.export wrote"
-        )
-    _stage_model(source, staged)
-    for part in ("generator", "discriminator"):
-        if (source / part).is_dir():
-            _stage_model(source / part, staged / part)
-    for name in FILES:
-        if (source / name).is_file():
-            _take(source / name, staged / name)
-
-
-def _stage_model(source: Path, staged: Path) -> None:
-    """Its config and weights; whatever else lies there may be anything, such as a token.
-
-    Raises `WeightsError` if it has none, which names what it has instead.
-    """
-    if (source / "config.json").is_file() and not stored_variants(source):
-        weight_files(source)
-    for path in sorted(source.iterdir()):
-        if path.is_file() and (path.name == "config.json" or weights_kind(path.name)):
-            _take(path, staged / path.name)
-
-
-def _stage_checkpoint(source: Path, staged: Path) -> None:
-    """The files that its state lists."""
-    if (source / "state.json").is_file():
-        listed = read_json(source / "state.json").get("files")
-        for name in ("state.json", *(listed if isinstance(listed, dict) else ())):
-            if (path := source / Path(name).name).is_file():
-                _take(path, staged / path.name)
-
-
-def _take(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Weights are large and never written to, as cards and indexes here are.
-    (link if source.suffix == ".safetensors" else shutil.copyfile)(source, target)
+        error.args = (text.replace(str(temporary), name),)  # some of its kind are not made from one text
+        raise
 
 
 def _check_same(model: ZooModel, folder: Path, variant: str | None) -> None:
@@ -296,31 +278,56 @@ def _add_code(folder: Path, wanted: bool) -> None:
         raise InputError("bundle_code needs a pipeline (model_index.json); push one, or leave it out")
 
 
-def _write_card(folder: Path, name: str, license: str | None, grid: str | None) -> bool:
-    """Write the card and check that the Hub will take it; False if the folder has one that is not ours."""
-    path = folder / "README.md"
-    own = path.is_file() and cards.MARK not in path.read_text(encoding="utf-8", errors="replace")
-    if own and license:
+def _own_card(path: Path, license: str | None) -> str | None:
+    """The folder's card if it is somebody's own. Raises `ConfigError` for one that cannot be a card,
+    `InputError` if a licence is given beside it."""
+    if not path.is_file():
+        return None
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{str(path)!r} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    if cards.MARK in text:
+        return None
+    if license:
         raise InputError(
             "the folder has a README.md of its own: state the licence there, and leave out license"
         )
-    if not own:
-        cards.pushed_card(folder, name, license=license, grid=grid).save(path)
-    _check_card(ModelCard.load(path, ignore_metadata_errors=True), name)  # before anything is made there
-    return not own
+    try:
+        ModelCard(text, ignore_metadata_errors=True)
+    except Exception as error:  # the YAML parser has kinds of its own
+        why = " ".join(str(error).split())
+        raise ConfigError(
+            f"the header of {str(path)!r}, between its lines '---', is no YAML mapping ({why:.200}); mend "
+            "it, or remove the file to have a card written"
+        ) from error
+    return text
 
 
-def _check_card(card: ModelCard, name: str) -> None:
-    """Raise `HubError` if the Hub would not take this card."""
+def _check_card(text: str, name: str) -> None:
+    """Raise `HubError` if the Hub would not take this card, before anything is made there."""
     with pushing(name):
-        try:
-            retried(card.validate)
-        except ValueError as error:  # the Hub's answer, as JSON
-            found = re.findall(r'"message":\s*"((?:[^"\\]|\\.)*)"', str(error)) or [str(error)]
-            text = " ".join("; ".join(found).replace('\\"', "'").split())
-            raise HubError(
-                f"the Hub does not take the card of {name!r}: {text[:300]}{'...' * (len(text) > 300)}"
-            ) from error
+        errors = retried(lambda: _card_errors(text))
+    if errors:
+        told = " ".join("; ".join(errors).replace('"', "'").split())
+        raise HubError(f"the Hub does not take the card of {name!r}: {told[:300]}{'...' * (len(told) > 300)}")
+
+
+def _card_errors(text: str) -> list[str]:
+    """What the Hub says is wrong with a card."""
+    # Not `ModelCard.validate`, which in some versions asks huggingface.co, whatever the endpoint is.
+    response = get_session().post(
+        f"{constants.ENDPOINT}/api/validate-yaml",
+        json={"repoType": "model", "content": text},
+        headers={"Accept": "application/json"},
+    )
+    if response.status_code != 400:
+        hf_raise_for_status(response)
+        return []
+    try:
+        return [str(error["message"]) for error in response.json()["errors"]] or [response.text]
+    except (ValueError, LookupError, TypeError):
+        return [response.text]
 
 
 __all__ = [

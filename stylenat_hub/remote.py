@@ -20,6 +20,7 @@ from stylenat_hub.errors import HubError, InputError, NotOnHubError, StyleNATHub
 
 WAITS = (1.0, 3.0)  # seconds before the second and the third attempt
 LONGEST_WAIT = 60.0  # seconds; a server that asks for more is not waited for
+_GATEWAY = frozenset((502, 504))  # said by what stands before the server, which may still be at work
 _TRANSIENT = frozenset((408, 425, 429, 500, 502, 503, 504))
 
 T = TypeVar("T")
@@ -60,7 +61,8 @@ def passes(error: BaseException | None) -> bool:
 
 def unanswered(error: BaseException) -> bool:
     """May the server have done what it was asked to, and only its answer be lost?"""
-    return passes(error) and _status(error) is None and _status(error.__cause__) is None
+    status = _status(error) or _status(error.__cause__)
+    return passes(error) and (status is None or status in _GATEWAY)
 
 
 def no_network(error: BaseException) -> bool:

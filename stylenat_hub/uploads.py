@@ -5,23 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import validate_repo_id
 
 from stylenat_hub import cards
-from stylenat_hub.errors import HubError, InputError
-from stylenat_hub.files import user_path
+from stylenat_hub.errors import HubError, InputError, StyleNATHubError
+from stylenat_hub.push_options import COMMIT, UPLOAD, check_options, folder_path
 from stylenat_hub.remote import Failures, pushing, reason, retried, unanswered
+from stylenat_hub.signals import Interrupted
+from stylenat_hub.staged import check_inside
+from stylenat_hub.targets import Target, check_fresh, check_kind, check_ours, check_strangers, look, strangers
 from stylenat_hub.weights import adds_variants, superseded, weights_kind
 
 CODE = re.compile(r"(generator/stylenat_hub\.[\w.]+|pipeline)\.py")  # what `bundle_code` adds
-RECORDS = ("training.json", "conversion.json")  # how weights came to be
-_REF = re.compile(r"(?!.*(\.\.|//|\.lock$|[./]$))\w[\w./+-]*")  # what git allows, and a little less
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def upload(
@@ -49,61 +51,139 @@ def upload(
     variant of the weights is added. Returns the client's `CommitInfo`, which is also the commit's address.
 
     Raises `HubError`, `InputError`: one sentence; nothing has changed on the Hub then, except that a new,
-    empty repository or branch may be there, or if it says so.
+    empty repository or branch may be there, or if it says so. `Interrupted`: Ctrl-C came after it was sent.
     """
-    files = _named(user_path(folder), path_in_repo)
-    for ref, what in ((tag, "tag"), (revision, "branch")):
-        if ref is not None and not _REF.fullmatch(ref):
-            raise InputError(f"{ref!r} cannot be the name of a {what}; give one such as v1 or my-{what}")
-    if create_pr and tag is not None:
-        raise InputError("a pull request cannot be tagged; leave out tag, or create_pr")
+    given = {"token": token, "private": private, "create_pr": create_pr, "revision": revision, "tag": tag}
+    about = {"commit_message": commit_message, "commit_description": commit_description}
+    check_options({**given, **about}, UPLOAD)
+    files = _named(folder_path(folder), path_in_repo)
+    about["commit_message"] = commit_message or "Upload files"
     name, api = full_id(name, token), HfApi(token=token)
-    at = {"repo_type": repo_type}
     with pushing(name):
         where = _repository(api, name, repo_type, space_sdk, private, create_pr)
         if tag is not None or revision is not None:
             _check_refs(api, where, repo_type, revision, tag)
         if revision is not None and not create_pr and not revision.startswith("refs/pr/"):
-            retried(lambda: api.create_branch(where, branch=revision, exist_ok=True, **at))
-
-        def attempt() -> CommitInfo:
-            # All of it anew each time: if the answer to a commit was lost, this finds that nothing is left.
-            head, there = _listed(api, where, revision, repo_type)
-            _check_kind(where, there, files)
-            kept = set(replaceable) & there
-            if kept and not _keeps_card(where, revision, repo_type, token, there, files):
-                kept = set()
-            sent = {file: path for file, path in files.items() if file not in kept}
-            return _commit(
-                *(api, where, sent, _obsolete(there, sent)),
-                commit_message=commit_message or "Upload files",
-                commit_description=commit_description,
-                revision=revision,
-                parent_commit=head,  # what was listed above is what this is about
-                create_pr=create_pr,
-                **at,
-            )
-
-        _, there = retried(lambda: _listed(api, where, revision, repo_type))
-        _check_kind(where, there, files)  # before anything is sent
-        _send(api, where, files, revision=revision, create_pr=create_pr, **at)
-        commit = retried(attempt)
+            retried(lambda: api.create_branch(where, branch=revision, exist_ok=True, repo_type=repo_type))
+        at = {"revision": revision, "repo_type": repo_type, "create_pr": create_pr}
+        commit = _Push(api, where, files, replaceable, at, about).run()
         if tag is not None:
             _add_tag(api, where, repo_type, tag, commit.oid)
     return commit
 
 
-def make_repository(name: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
+@dataclass
+class _Push:
+    """Files on their way into one commit of a repository that is there.
+
+    at: the branch, the type, and whether it is proposed only. unsure: may the commit be there, of which no
+    answer came?
+    """
+
+    api: HfApi
+    where: str
+    files: dict[str, Path]
+    replaceable: Sequence[str]
+    at: dict[str, Any]
+    about: dict[str, Any]
+    unsure: bool = False
+
+    def run(self) -> CommitInfo:
+        target = retried(self._look)
+        retried(lambda: self._plan(target))  # what it refuses, before anything is sent
+        _send(self.api, self.where, self.files, **self.at)
+        try:
+            return retried(self._attempt)
+        except KeyboardInterrupt:
+            if not self.unsure:
+                raise
+            raise Interrupted(f"the push to {self.where!r} {self._perhaps()}") from None
+        except Failures as error:
+            if not self.unsure or isinstance(error, StyleNATHubError):
+                raise
+            raise HubError(
+                f"the push to {self.where!r} failed ({reason(error)}) after it was sent: it {self._perhaps()}"
+            ) from error
+
+    def _look(self) -> Target:
+        return look(self.api, self.where, self.at["revision"], self.at["repo_type"])
+
+    def _plan(self, target: Target) -> tuple[dict[str, Path], list[str]]:
+        """What is sent, and what is removed. Raises `InputError` if this would lose what is somebody's."""
+        if self.at["repo_type"] == "model":
+            check_ours(target, self.files)
+            check_kind(target, self.files)
+            check_strangers(target, self.files)
+            _check_card(target, self.files, self.replaceable)
+        kept = set(self.replaceable) & target.names
+        if kept and not (adds_variants(target.names, self.files) or target.own_card() is not None):
+            kept = set()
+        sent = {file: path for file, path in self.files.items() if file not in kept}
+        obsolete = _obsolete(target.names, sent)
+        return sent, sorted(obsolete - strangers(target, obsolete))
+
+    def _attempt(self) -> CommitInfo:
+        # All of it anew each time: if the answer to a commit was lost, this finds that nothing is left.
+        target = self._look()
+        sent, obsolete = self._plan(target)
+        before, self.unsure = self.unsure, True
+        # The parent: what was listed above is what this is about.
+        options = {**self.at, **self.about, "parent_commit": target.commit}
+        try:
+            return _commit(self.api, self.where, sent, obsolete, **options)
+        except Failures as error:
+            self.unsure = before or unanswered(error)
+            raise
+
+    def _perhaps(self) -> str:
+        space = "spaces/" if self.at["repo_type"] == "space" else ""
+        url = f"{self.api.endpoint}/{space}{self.where}"
+        return f"may or may not have arrived: look at {url} before you push again"
+
+
+def _check_card(target: Target, files: dict[str, Path], replaceable: Sequence[str]) -> None:
+    """Raise `InputError` if two people have written a card: this one's folder and the repository."""
+    if "README.md" in files and "README.md" not in replaceable:
+        theirs = target.own_card()
+        if theirs is not None and theirs != files["README.md"].read_bytes():
+            raise InputError(
+                f"{target.where!r} has a README.md of its own, and it is another than the folder's; pull "
+                "that one into the folder first, or delete one of the two"
+            )
+
+
+def make_repository(
+    name: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    run: Literal["new", "resumed"] | None = None,
+) -> str:
     """Make a model repository if it is not there; returns its full id. To be asked before long work.
 
-    Raises `HubError`, `InputError`: whoever is logged in may not write there.
+    run: a training that will push all that it has; a new one refuses a repository that has another's.
+
+    Raises `HubError`, `InputError`: whoever is logged in may not write there; it holds something else.
     """
+    check_options({"private": private, "token": token}, UPLOAD)
     name, api = full_id(name, token), HfApi(token=token)
     with pushing(name):
         where = _repository(api, name, "model", None, private, create_pr=False)
         # The client takes one that is there already for made, whoever owns it.
         retried(lambda: api.auth_check(where, write=True))
+        target = retried(lambda: look(api, where, None, "model"))
+        retried(lambda: _check_target(target, run))
     return where
+
+
+def _check_target(target: Target, run: str | None) -> None:
+    """Raise `InputError` if a pipeline, or a training with its checkpoints, cannot be pushed there."""
+    check_ours(target, ["model_index.json"])
+    if run is not None:
+        inside = [name for name in target.names if name.startswith("checkpoint/")]
+        check_strangers(target, ["training.json", *inside])
+    if run == "new":
+        check_fresh(target)
 
 
 def full_id(name: str, token: str | bool | None = None) -> str:
@@ -145,23 +225,8 @@ def _check_refs(api: HfApi, where: str, repo_type: str, revision: str | None, ta
     tags = {ref.name for ref in retried(lambda: api.list_repo_refs(where, repo_type=repo_type)).tags}
     if tag in tags:
         raise InputError(f"{where!r} has a tag {tag!r} already; name another, or delete it on the Hub first")
-    if revision in tags or _COMMIT.fullmatch(revision or ""):
+    if revision in tags or COMMIT.fullmatch(revision or ""):
         raise InputError(f"{revision!r} is no branch of {where!r}; push to a branch: tags and commits stay")
-
-
-def _listed(api: HfApi, where: str, revision: str | None, repo_type: str) -> tuple[str | None, set[str]]:
-    """The newest commit, and its files."""
-    info = api.repo_info(where, revision=revision, repo_type=repo_type)
-    return info.sha, {file.rfilename for file in info.siblings or ()}
-
-
-def _check_kind(where: str, there: set[str], files: dict[str, Path]) -> None:
-    """Raise `InputError` for a model by itself where a pipeline is: nobody would ever load it."""
-    if "config.json" in files and "model_index.json" in there - set(files):
-        raise InputError(
-            f"{where!r} holds a pipeline, in which a model by itself is not found; push it into its place by "
-            "subfolder='generator' (or 'discriminator'), or to another repository"
-        )
 
 
 def _send(api: HfApi, where: str, files: dict[str, Path], **options: object) -> None:
@@ -205,11 +270,11 @@ def _add_tag(api: HfApi, where: str, repo_type: str, tag: str, commit: str) -> N
 
 def _named(folder: Path, path_in_repo: str | None) -> dict[str, Path]:
     """The files of a folder by their names in the repository. Raises `InputError` if there are none."""
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {str(folder)!r} to push; name one that exists")
     at = f"{path_in_repo.strip('/')}/" if path_in_repo else ""
     found = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files = {f"{at}{name.as_posix()}": path for name, path in found.items() if not _hidden(name)}
+    for path in files.values():
+        check_inside(path, folder)
     if not files:
         raise InputError(f"the folder {str(folder)!r} has nothing in it to push")
     return files
@@ -222,7 +287,7 @@ def _hidden(name: Path) -> bool:
     )
 
 
-def _obsolete(there: set[str], files: dict[str, Path]) -> list[str]:
+def _obsolete(there: Collection[str], files: dict[str, Path]) -> set[str]:
     """What the repository has and this push replaces by other names: shards by a file, an older checkpoint's
     files, code where none is bundled any more, what is said of weights that are no longer there."""
     old = superseded(there, files)
@@ -235,26 +300,8 @@ def _obsolete(there: set[str], files: dict[str, Path]) -> list[str]:
         if "model_index.json" not in there:  # the model by itself that was here
             old |= {file for file in there if file == "config.json" or (weights_kind(file) or "/")[0] == ""}
     if kinds & {("", None), ("generator", None)}:
-        old |= there & set(RECORDS)
-    return sorted(old - set(files))
-
-
-def _keeps_card(
-    where: str,
-    revision: str | None,
-    repo_type: str,
-    token: str | bool | None,
-    there: set[str],
-    files: dict[str, Path],
-) -> bool:
-    """Is the repository's card somebody's own, or about more than this push, which adds a variant?"""
-    if adds_variants(there, files):
-        return True
-    if "README.md" not in there:
-        return False
-    options = {"revision": revision, "repo_type": repo_type, "token": token}
-    path = hf_hub_download(where, "README.md", **options)
-    return cards.MARK not in Path(path).read_text(encoding="utf-8", errors="replace")
+        old |= set(there) & set(cards.RECORDS)
+    return old - set(files)
 
 
 def address(commit: CommitInfo) -> str:

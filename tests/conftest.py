@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import time
@@ -18,10 +19,12 @@ os.environ.update({name: value for name, value in _SETTINGS.items() if name.star
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 from small_models import tiny_generator  # noqa: E402
 
 from stylenat_hub import remote  # noqa: E402
 from stylenat_hub.pipeline import GANPipeline  # noqa: E402
+from stylenat_hub.weights import fingerprint  # noqa: E402
 
 
 def pytest_collection_modifyitems(items):
@@ -46,6 +49,17 @@ def pipeline(tiny):
     pipe = GANPipeline.from_pretrained(tiny)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A training's checkpoint as a push sees it: one file of tensors, and the state that lists it."""
+    folder = tmp_path / "images-000000008"
+    folder.mkdir()
+    save_file({"cpu": torch.zeros(3)}, folder / "rng.safetensors")
+    state = {"version": 1, "images": 8, "files": {"rng.safetensors": fingerprint(folder / "rng.safetensors")}}
+    (folder / "state.json").write_text(json.dumps(state))
+    return folder
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from test_publish_checks import WEIGHTS, refused
 
 from stylenat_hub import GANPipeline, publish, uploads
 from stylenat_hub.errors import HubError, InputError
+from stylenat_hub.signals import Interrupted
 
 STEPS = {  # of a push to a new repository, with a tag and a branch
     "create": ("POST", "/api/repos/create"),
@@ -28,7 +29,7 @@ STEPS = {  # of a push to a new repository, with a tag and a branch
 def small(tmp_path):
     """What is uploaded in no time, with a file that goes to LFS."""
     (tmp_path / "small").mkdir()
-    (tmp_path / "small" / "config.json").write_text("{}")
+    (tmp_path / "small" / "config.json").write_text('{"_class_name": "StyleNATGenerator"}')
     (tmp_path / "small" / WEIGHTS).write_bytes(b"weights")
     return tmp_path / "small"
 
@@ -220,3 +221,60 @@ def test_a_change_in_between_is_not_overwritten(hub, pipeline, monkeypatch):
     monkeypatch.setattr(uploads, "_commit", late)
     refused(HubError, "was changed while it was being pushed to", lambda: pipeline.push_to_hub("me/church"))
     assert hub.files("me/church") == {"README.md": b"mine\n"}
+
+
+UNSURE = "may or may not have arrived: look at {}/me/church before you push again"
+
+
+def test_a_commit_whose_answer_was_lost_may_have_arrived(hub, small):
+    """And the Hub is down when it is asked whether it has."""
+    uploads.upload(small, "me/church")
+    (small / "config.json").write_text('{"_class_name": "StyleNATGenerator", "depth": 2}')
+    lost = hub.fail("lost", path="/commit/")
+    text, commit = None, uploads._commit
+
+    def down_after(*arguments, **options):
+        try:
+            return commit(*arguments, **options)
+        finally:
+            hub.fail("503", times=None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uploads, "_commit", down_after)
+        says = UNSURE.format(hub.url)
+        text = refused(HubError, says, lambda: uploads.upload(small, "me/church"))
+    assert "nothing changed" not in text and lost.hits == 1 and len(hub.commits("me/church")) == 3
+    hub.clear_faults()
+
+
+@pytest.mark.parametrize("status", ["502", "504"])
+def test_what_a_gateway_says_of_a_commit_is_no_answer_of_the_hub(hub, small, status):
+    hub.fail(status, path="/commit/", times=None)
+    refused(HubError, UNSURE.format(hub.url), lambda: uploads.upload(small, "me/church"))
+
+
+def test_ctrl_c_after_sending_began(hub, small, monkeypatch):
+    def stopped(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(uploads, "_commit", stopped)
+    with pytest.raises(KeyboardInterrupt, match="may or may not have arrived: look at") as caught:
+        uploads.upload(small, "me/church")
+    assert isinstance(caught.value, Interrupted)
+    monkeypatch.setattr(uploads, "_send", stopped)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        uploads.upload(small, "me/church")
+    assert not isinstance(caught.value, Interrupted)  # nothing can have changed
+    monkeypatch.setattr(publish, "push_folder", lambda *_, **__: uploads.upload(small, "me/church"))
+    with pytest.raises(Interrupted, match="is written, but not pushed"):
+        publish.push_written(small, "me/church")
+    monkeypatch.setattr(uploads, "_send", lambda *_, **__: None)
+    with pytest.raises(Interrupted, match=r"is written; the push to .* may or may not have arrived"):
+        publish.push_written(small, "me/church")
+
+
+def test_cards_are_checked_where_the_endpoint_says(hub, pipeline):
+    """Whichever version of the client this is."""
+    pipeline.push_to_hub("me/church")
+    asked = [one for one in hub.requests if one.path == "/api/validate-yaml"]
+    assert asked and asked[0] is next(one for one in hub.requests if one.method == "POST")

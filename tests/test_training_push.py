@@ -209,6 +209,20 @@ def test_a_hub_that_stays_down_costs_no_training_and_the_sentence_says_how_to_pu
     assert json.loads(hub.files("me/run")["checkpoint/state.json"])["images"] == 24
 
 
+def test_a_new_run_does_not_replace_another_one(hub, tmp_path, data, quick):
+    assert here(*training(tmp_path / "a", data, stop=8)).exit_code == 0
+    says = "'me/run' holds a run of 8 images; go on with it by --resume hf:me/run, or name another"
+    wrong(*training(tmp_path / "b", data, stop=8), says=says)
+    wrong(*training(tmp_path / "b", data, "--resume", "auto", stop=8), says=says)
+    assert not (tmp_path / "b" / "checkpoints").exists()
+    alone = {name: data for name, data in hub.files("me/run").items() if "checkpoint" not in name}
+    hub.add_repo("me/run", alone)
+    wrong(*training(tmp_path / "b", data, stop=8), says="holds a run of 8 images; start from it by --from")
+    hub.add_repo("me/run", {"config.json": b'{"_class_name": "UNet2DModel"}'})
+    for resume in ([], ["--resume", "latest"]):
+        wrong(*training(tmp_path / ("a" if resume else "b"), data, *resume), says="holds a UNet2DModel")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_told_to_end_pushes_its_last_checkpoint(
     hub, tmp_path, data, quick, number, monkeypatch

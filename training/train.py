@@ -125,7 +125,7 @@ def train(
         pictures = _pictures(data, players.generator.resolution, recipe, options)
         trainer = _trainer(recipe, players, pictures, accelerator, output, options)
         if options.push_to_hub and accelerator.is_main_process:
-            trainer.publisher = _publisher(output, options)
+            trainer.publisher = _publisher(output, options, resumed=checkpoint is not None)
         trainer.facts["started_from"] = _name_of(source)
         if checkpoint is not None:
             _take_up(trainer, checkpoint, options)
@@ -212,9 +212,10 @@ def _run(trainer: Trainer, pictures: Pictures, options: Options) -> tuple[str, P
     return why, trainer.saved
 
 
-def _publisher(output: Path, options: Options) -> Publisher:
+def _publisher(output: Path, options: Options, *, resumed: bool) -> Publisher:
     """What pushes the checkpoints. Raises `HubError`, `InputError` now, not after hours, if it may not."""
-    name = make_repository(options.push_to_hub, private=options.private or None)
+    run = "resumed" if resumed else "new"
+    name = make_repository(options.push_to_hub, private=options.private or None, run=run)
     return Publisher(
         name,
         output,
