@@ -101,7 +101,7 @@ def _push(folder: Path, name: str, **options: Any) -> None:
     from stylenat_hub import publish
 
     commit = publish.push_written(folder, name, commit_message="Upload converted pipeline", **options)
-    typer.echo(f"pushed to {publish.address(commit)}")
+    typer.echo(publish.report(commit))
 
 
 def _print(report: Report) -> None:

@@ -20,6 +20,7 @@ LIBRARY = "stylenat_hub"
 TASK = "unconditional-image-generation"
 TEMPLATE = Path(__file__).parent / "card.md"
 MARK = "<!-- Written by stylenat_hub"  # a card without it is somebody's own and is never replaced
+ZOO_MARK = "<!-- Built by"  # what `model_cards/template.md` begins with
 _FILES = {
     "model_index.json": "names the parts, for diffusers",
     "generator": "the generator: config and weights (safetensors)",
@@ -210,17 +211,24 @@ def _trained(training: Mapping[str, Any]) -> str:
         else "from random weights"
     )
     lines = [
-        f"Trained by `accelerate launch -m training.train`, {start}: {training['images']:,} images seen, of "
-        f"{data['pictures']:,} training pictures, in {training['seconds'] / 3600:.1f} hours on "
-        f"{training['processes']} process(es). Weights: the {training['weights']} ones, {training['dtype']}.",
+        f"Trained by this project's `training.train`, {start}: {training['images']:,} images seen, of "
+        f"{data['pictures']:,} training pictures, in {_duration(training['seconds'])} on "
+        f"{training['processes']} process{'es' * (training['processes'] != 1)}. Weights: the "
+        f"{training['weights']} ones, {training['dtype']}.",
         "",
-        "The recipe (`training.json` has it too):",
+        "<details><summary>The recipe, as in <code>training.json</code></summary>",
         "",
         "```json",
         json.dumps(recipe, indent=1),
         "```",
+        "",
+        "</details>",
     ]
     return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
 
 
 def _figures(training: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -205,7 +205,7 @@ def push(
         create_pr=create_pr,
         bundle_code=bundle_code,
     )
-    typer.echo(f"pushed to {publish.address(commit)}")
+    typer.echo(publish.report(commit))
 
 
 @app.command()

@@ -42,5 +42,9 @@ class HubError(StyleNATHubError, OSError):
     """The Hub refuses a push, or cannot be reached for one."""
 
 
+class KeptCardWarning(UserWarning):
+    """The card on the Hub was written by hand and is kept, so something that was asked for is not in it."""
+
+
 class OldCopyWarning(UserWarning):
     """The Hub could not be asked, so a copy from the cache is used, which may be older than the Hub's."""

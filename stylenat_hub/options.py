@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stylenat_hub import signals
-from stylenat_hub.errors import InputError, OldCopyWarning, StyleNATHubError
+from stylenat_hub.errors import InputError, KeptCardWarning, OldCopyWarning, StyleNATHubError
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def _plain_warnings() -> Iterator[None]:
     before = warnings.formatwarning
 
     def formatted(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
-        plain = issubclass(category, OldCopyWarning)
+        plain = issubclass(category, (KeptCardWarning, OldCopyWarning))
         return f"warning: {message}\n" if plain else before(message, category, *place, **more)
 
     warnings.formatwarning = formatted

@@ -14,21 +14,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, ModelCard, constants, get_session
-from huggingface_hub.utils import hf_raise_for_status
+import torch
+from huggingface_hub import CommitInfo
 
 from stylenat_hub import cards
 from stylenat_hub.bundle import bundle_files, components, plain_index
-from stylenat_hub.errors import ConfigError, HubError, InputError, StyleNATHubError, WeightsError
+from stylenat_hub.card_checks import check_card, licence, own_card
+from stylenat_hub.errors import (
+    ConfigError,
+    HubError,
+    InputError,
+    StyleNATHubError,
+    WeightsError,
+)
 from stylenat_hub.models.base import Discriminator, Generator, ZooModel
 from stylenat_hub.pictures import Grid, write_picture
-from stylenat_hub.pipeline import GANPipeline
+from stylenat_hub.pipeline import GANPipeline, latents
 from stylenat_hub.push_options import FOLDER, SAVED, UPLOAD, check_options, folder_path
 from stylenat_hub.registry import find_class
-from stylenat_hub.remote import pushing, retried
 from stylenat_hub.signals import Interrupted
 from stylenat_hub.staged import STATE, stage, stage_checkpoint, strip_private
-from stylenat_hub.uploads import address, full_id, make_repository, upload
+from stylenat_hub.uploads import address, full_id, make_repository, report, upload
 from stylenat_hub.weights import check_same_weights, check_saving, read_json, stored_variants
 
 GRID_CELL = 256  # px; the pictures of larger models are shown smaller
@@ -146,15 +152,17 @@ def push_folder(
         staged.mkdir()
         stack.enter_context(_told_as(staged, str(source)))
         _stage(source, staged, checkpoint)
-        own = _own_card(staged / "README.md", license)
         name = full_id(name, options.get("token"))  # the card names it in full
+        own = own_card(staged / "README.md", name, license)
+        if own is None:
+            license = licence(name, license, options)
         # Their card may speak of their pictures.
         shown = own is not None and (staged / "samples.png").is_file()
         grid = _check_and_draw(staged, variant, samples and not shown)
         _add_code(staged, bundle_code)
         if own is None:
             cards.pushed_card(staged, name, license=license, grid=grid).save(staged / "README.md")
-        _check_card(own or (staged / "README.md").read_text(encoding="utf-8"), name)
+        check_card(own or (staged / "README.md").read_text(encoding="utf-8"), name)
         generated = ("README.md", "samples.png") if own is None else ()
         return upload(staged, name, replaceable=generated, **options)
 
@@ -200,8 +208,27 @@ def _told_as(temporary: Path, name: str) -> Iterator[None]:
 
 
 def _check_same(model: ZooModel, folder: Path, variant: str | None) -> None:
-    """Raise `WeightsError` unless the folder holds this very model."""
-    check_same_weights(model, type(model).from_pretrained(folder, variant=variant, dtype=model.dtype))
+    """Raise `WeightsError` unless the folder holds this very model, weights and picture."""
+    again = type(model).from_pretrained(folder, variant=variant, dtype=model.dtype)
+    check_same_weights(model, again)
+    if isinstance(model, Generator):
+        _check_same_picture(model, again.to(model.device))
+
+
+@torch.no_grad()
+def _check_same_picture(model: Generator, again: Generator) -> None:
+    """A config that was changed after the model was built gives the same weights and other pictures."""
+    latent = latents([0], model.z_dim).to(model.device, model.dtype)
+    training, _ = model.training, model.eval()
+    try:
+        one, other = model(latent).float(), again(latent).float()
+    finally:
+        model.train(training)
+    if one.isfinite().all() and not torch.allclose(one, other, rtol=0, atol=1e-3 * one.abs().max().item()):
+        raise WeightsError(
+            "what was written draws another picture than the model in memory, so it is not pushed; was its "
+            "config changed after it was built?"
+        )
 
 
 def _check_and_draw(folder: Path, variant: str | None, samples: bool) -> str | None:
@@ -278,58 +305,6 @@ def _add_code(folder: Path, wanted: bool) -> None:
         raise InputError("bundle_code needs a pipeline (model_index.json); push one, or leave it out")
 
 
-def _own_card(path: Path, license: str | None) -> str | None:
-    """The folder's card if it is somebody's own. Raises `ConfigError` for one that cannot be a card,
-    `InputError` if a licence is given beside it."""
-    if not path.is_file():
-        return None
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{str(path)!r} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
-    if cards.MARK in text:
-        return None
-    if license:
-        raise InputError(
-            "the folder has a README.md of its own: state the licence there, and leave out license"
-        )
-    try:
-        ModelCard(text, ignore_metadata_errors=True)
-    except Exception as error:  # the YAML parser has kinds of its own
-        why = " ".join(str(error).split())
-        raise ConfigError(
-            f"the header of {str(path)!r}, between its lines '---', is no YAML mapping ({why:.200}); mend "
-            "it, or remove the file to have a card written"
-        ) from error
-    return text
-
-
-def _check_card(text: str, name: str) -> None:
-    """Raise `HubError` if the Hub would not take this card, before anything is made there."""
-    with pushing(name):
-        errors = retried(lambda: _card_errors(text))
-    if errors:
-        told = " ".join("; ".join(errors).replace('"', "'").split())
-        raise HubError(f"the Hub does not take the card of {name!r}: {told[:300]}{'...' * (len(told) > 300)}")
-
-
-def _card_errors(text: str) -> list[str]:
-    """What the Hub says is wrong with a card."""
-    # Not `ModelCard.validate`, which in some versions asks huggingface.co, whatever the endpoint is.
-    response = get_session().post(
-        f"{constants.ENDPOINT}/api/validate-yaml",
-        json={"repoType": "model", "content": text},
-        headers={"Accept": "application/json"},
-    )
-    if response.status_code != 400:
-        hf_raise_for_status(response)
-        return []
-    try:
-        return [str(error["message"]) for error in response.json()["errors"]] or [response.text]
-    except (ValueError, LookupError, TypeError):
-        return [response.text]
-
-
 __all__ = [
     "HubError",
     "address",
@@ -338,5 +313,6 @@ __all__ = [
     "push_model",
     "push_pipeline",
     "push_written",
+    "report",
     "upload",
 ]

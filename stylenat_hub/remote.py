@@ -228,7 +228,7 @@ def _refusal(name: str, error: BaseException) -> str:
     if status == 403:
         return (
             f"the Hub does not let you write to {name!r}{details}; push to your own namespace, use a token "
-            "that may write, or pass create_pr=True to propose the change"
+            "that may write, or propose the change (--create-pr, create_pr=True)"
         )
     if status == 404:
         return f"the Hub has no repository {name!r}, or you may not see it{details}"

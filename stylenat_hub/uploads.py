@@ -93,7 +93,10 @@ class _Push:
         retried(lambda: self._plan(target))  # what it refuses, before anything is sent
         _send(self.api, self.where, self.files, **self.at)
         try:
-            return retried(self._attempt)
+            commit = retried(self._attempt)
+            # The client makes no commit where nothing is new, and returns the newest one; without a word.
+            commit.unchanged = commit.oid == target.commit
+            return commit
         except KeyboardInterrupt:
             if not self.unsure:
                 raise
@@ -214,8 +217,8 @@ def _repository(
         where = retried(lambda: api.create_repo(name, exist_ok=True, **options)).repo_id
     if private and not retried(lambda: api.repo_info(where, repo_type=repo_type)).private:
         raise InputError(
-            f"{where!r} exists already and is public: private=True would not hide what is pushed; "
-            "make it private in its settings on the Hub, or push to another name"
+            f"{where!r} exists already and is public: --private (private=True) would not hide what is "
+            "pushed; make it private in its settings on the Hub, or push to another name"
         )
     return where
 
@@ -307,3 +310,25 @@ def _obsolete(there: Collection[str], files: dict[str, Path]) -> set[str]:
 def address(commit: CommitInfo) -> str:
     """Where to look at what was pushed: the pull request, or else the repository."""
     return commit.pr_url or str(commit.repo_url)
+
+
+def report(commit: CommitInfo) -> str:
+    """One line on what a push did."""
+    if getattr(commit, "unchanged", False):
+        return f"nothing to push: {address(commit)} has all of it already"
+    return f"pushed to {address(commit)}"
+
+
+def repository_card(name: str, *, token: str | bool | None = None, revision: str | None = None) -> str | None:
+    """The text of a model repository's card, or None if there is none, or no such repository or branch."""
+    with pushing(name):
+        try:
+            # Through the object, which knows the endpoint.
+            path = retried(lambda: HfApi(token=token).hf_hub_download(name, "README.md", revision=revision))
+        except hub_errors.LocalEntryNotFoundError:  # the Hub did not answer, which is another matter
+            raise
+        except (hub_errors.EntryNotFoundError, hub_errors.RepositoryNotFoundError):
+            return None
+        except hub_errors.RevisionNotFoundError:
+            return None
+    return Path(path).read_text(encoding="utf-8", errors="replace")

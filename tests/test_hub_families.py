@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from small_models import tiny_generator
 from typer.testing import CliRunner
 
-from stylenat_hub import GANPipeline, publish
+from stylenat_hub import GANPipeline, card_checks
 from stylenat_hub.cli import app
 from stylenat_hub.errors import ConfigError, UnknownModelError, WeightsError
 from stylenat_hub.locations import status, without_weights
@@ -47,7 +47,7 @@ def test_a_family_goes_to_the_hub_and_back(hub, family):
         assert same(family.discriminator.from_pretrained(name), judge)
     for name in ("me/both", "me/generator", "me/judge"):
         card = ModelCard(hub.files(name)["README.md"].decode())
-        assert publish._card_errors(str(card)) == []
+        assert card_checks.card_errors(str(card)) == []
         assert family.paper in card.text and family.name in card.data.tags
     assert f"generator/{family.generator.__module__}.py" in hub.files("me/both")
     assert describe("me/both")["class"] == family.generator.__name__

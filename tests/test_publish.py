@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load
 from small_models import tiny_generator
 
-from stylenat_hub import GANPipeline, WaveletDiscriminator, publish
+from stylenat_hub import GANPipeline, WaveletDiscriminator, card_checks, publish
 from stylenat_hub.errors import HubError, InputError, WeightsError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -202,7 +202,7 @@ def test_the_card_says_what_it_is(hub, pipeline):
     pipeline.push_to_hub("me/church", license="mit")
     data = files(hub, "me/church")
     made = ModelCard(data["README.md"].decode())
-    assert publish._card_errors(str(made)) == []
+    assert card_checks.card_errors(str(made)) == []
     assert (made.data.license, made.data.library_name) == ("mit", "stylenat_hub")
     for part in ("# church", "![Seeds 0 to 15", "](samples.png)", "The licence is mit.", "32 x 32 px"):
         assert part in made.text, part

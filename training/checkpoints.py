@@ -198,8 +198,11 @@ def check_output(output: Path, resumed: Path | None) -> None:
     which it goes on."""
     own = [path.resolve() for path in list_checkpoints(output)]
     if own and (resumed is None or resumed.resolve() not in own):
-        how = "go on with it by --resume latest" if resumed is None else f"{str(resumed)!r} is not of it"
-        raise InputError(f"{str(output)!r} already holds a run; {how}, or name another --output")
+        other = "" if resumed is None else " (another one)"
+        raise InputError(
+            f"{str(output)!r} already holds a run{other}; go on with it by --resume latest, or name another "
+            "--output"
+        )
 
 
 def find_checkpoint(source: Path, what: str = "latest") -> Checkpoint:

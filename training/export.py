@@ -90,13 +90,14 @@ def _record(checkpoint: Any, weights: str, dtype: str) -> dict[str, Any]:
 
 
 def _last_measured(log: Path, images: int) -> dict[str, float] | None:
-    """The last row of a run's log, up to so many images, that a metric wrote."""
+    """The last row of a run's log, up to so many images, that a metric wrote; what it wrote before the
+    training says nothing of what was learned."""
     from training.evaluate import METRICS
 
     last = None
     for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
         row = json.loads(line)
-        if row["images"] <= images and any(name in row for name in METRICS):
+        if 0 < row["images"] <= images and any(name in row for name in METRICS):
             last = row
     return {name: value for name, value in last.items() if name != "seconds"} if last else None
 
@@ -133,7 +134,7 @@ def main(
             about = {"license": license_, "private": private or None, "commit_message": message}
             kept = path if with_checkpoint else None
             commit = publish.push_written(user_path(output), push_to_hub, checkpoint=kept, **about)
-            typer.echo(f"pushed to {publish.address(commit)}")
+            typer.echo(publish.report(commit))
 
 
 if __name__ == "__main__":

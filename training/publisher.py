@@ -144,7 +144,9 @@ class Publisher:
         self.temporary.cleanup()
         if code == 0:
             self.failures = 0
-            shutil.rmtree(self.waiting.popleft(), ignore_errors=True)
+            done = self.waiting.popleft()
+            shutil.rmtree(done, ignore_errors=True)
+            self.say(f"{done.name} is on the Hub, in {self.name}")
             return
         told = [line for line in lines if line.startswith("error: ")] or lines or [f"exit code {code}"]
         # What it wrote is gone again.
