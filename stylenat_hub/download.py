@@ -154,7 +154,10 @@ def _can_be_sent(token: Any) -> bool:
 def _check_own_token(token: str | bool | None) -> None:
     """Raises `InputError` if the client would find a token on this machine that it cannot send: its own words
     for that are those of a network that fails."""
-    if isinstance(token, str) or token is False or (own := get_token()) is None or _can_be_sent(own):
+    unused = token is None and constants.HF_HUB_DISABLE_IMPLICIT_TOKEN
+    if unused or isinstance(token, str) or token is False:
+        return
+    if (own := get_token()) is None or _can_be_sent(own):
         return
     raise InputError(
         f"the token in HF_TOKEN, or the one that you logged in with, {_NO_TOKEN}; set it to what the Hub "

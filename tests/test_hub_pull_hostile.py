@@ -109,14 +109,6 @@ def test_nothing_outside_of_the_repository_is_removed(tmp_path):
     assert not (folder / "link").is_symlink()
 
 
-def long(hub, tiny, **files):
-    made = files_of(tiny / "generator")
-    hub.add_repo("org/church", {**made, **files})
-    message = refused("org/church")
-    assert len(message) < 1_200, len(message)
-    return message
-
-
 @pytest.mark.parametrize(
     ("values", "words"),
     [

@@ -1,6 +1,7 @@
 """What a checkpoint may say of itself.
 
-It may come from somebody else's repository, where hashes that agree prove only that its parts belong together.
+It may come from somebody else's repository, where hashes that agree prove only that its parts belong
+together.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def check_files(where: str, state: Mapping[str, Any]) -> None:
 
 
 def check_state(where: str, state: Mapping[str, Any], tensors: Mapping[str, Tensors]) -> None:
-    """Is a checkpoint one to go on from: has its state all fields, and do its tensors fit the networks that it
+    """Is a checkpoint one to go on from: has its state all fields, do its tensors fit the networks that it
     asks for? They are not built for that: it may ask for more than the memory has.
 
     where: what to call it. Raises `WeightsError`, `ConfigError`: one sentence.
