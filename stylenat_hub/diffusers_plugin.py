@@ -23,9 +23,10 @@ _TRIGGER = "diffusers.pipelines.pipeline_utils"
 
 
 def register(pipeline: type, models: Iterable[type]) -> None:
-    """Make diffusers know a pipeline class, unless it has one of that name, and the modules of its models.
+    """Make diffusers know a pipeline class and the modules of its models.
 
-    They are entered under their full paths: an entry for the package would change what diffusers saves.
+    Unless it has a class of that name from elsewhere. The modules are entered under their full paths: an
+    entry for the package would change what diffusers saves.
     """
     try:
         import diffusers
@@ -33,10 +34,23 @@ def register(pipeline: type, models: Iterable[type]) -> None:
     except ImportError as error:  # another diffusers keeps its table elsewhere; all else works without it
         _warn(error)
         return
-    if not hasattr(diffusers, pipeline.__name__):
+    there = getattr(diffusers, pipeline.__name__, None)
+    if getattr(there, "__module__", None) in (None, pipeline.__module__):  # ours may be of before a reload
         setattr(diffusers, pipeline.__name__, pipeline)
+    else:
+        _warn_of_another(pipeline, there)
     for model in models:
         LOADABLE_CLASSES.setdefault(model.__module__, {"ModelMixin": ["save_pretrained", "from_pretrained"]})
+
+
+def _warn_of_another(pipeline: type, there: object) -> None:
+    warnings.warn(
+        f"diffusers already has a {pipeline.__name__}, of {getattr(there, '__module__', 'another package')}, "
+        "so a plain DiffusionPipeline.from_pretrained cannot load those of stylenat_hub; use stylenat_hub."
+        f"{pipeline.__name__}.from_pretrained",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def import_after_diffusers(module: str) -> None:

@@ -8,23 +8,22 @@ used, and fetched again if it is not what the Hub has.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import os
 import re
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, get_token, snapshot_download
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import WeakFileLock, filter_repo_objects, validate_hf_hub_args
 
-from stylenat_hub.errors import InputError, OldCopyWarning, WeightsError
+from stylenat_hub.errors import InputError, OldCopyWarning, StyleNATHubError, WeightsError
 from stylenat_hub.remote import (
     LONGEST_WAIT,
     Failures,
@@ -36,18 +35,28 @@ from stylenat_hub.remote import (
     reason,
     retried,
 )
+from stylenat_hub.snapshots import (
+    Stated,
+    cached_listing,
+    damaged_files,
+    file_names,
+    remove,
+    stated_by,
+    unlink,
+)
 from stylenat_hub.weights import fingerprint
 
-_CHUNK = 1 << 20
+_NO_TOKEN = "is no token of the Hub: it is empty, or has spaces, line breaks or other letters in it"
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """A repository's files on this machine. names: of all files that it has on the Hub; where that could not
-    be asked, of those that are here."""
+    be asked, of those that are here. stated: what is said of them."""
 
     folder: Path
     names: tuple[str, ...]
+    stated: Mapping[str, Stated] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,11 +102,12 @@ def pull(
     """A Hub repository's snapshot, with all files that match one of the patterns.
 
     If the Hub cannot be reached, a copy in the cache is used, with an `OldCopyWarning`. local_files_only: ask
-    for nothing. force_download: fetch again what is in the cache.
+    for nothing. force_download: fetch again what is in the cache, and fail if that cannot be done.
 
     Raises:
         UnknownModelError: no such repository or revision, or it is neither reachable nor in the cache.
-        WeightsError: a file arrives damaged again and again, or a cached one is damaged and the Hub is off.
+        WeightsError: a file arrives damaged again and again, or a cached one is damaged and the Hub is off;
+            or the Hub lists a file of a name that would lead out of the folder.
         InputError: a bad argument, or a cache that cannot be written to.
     """
     _check_arguments(revision, token, cache_dir)
@@ -106,10 +116,12 @@ def pull(
     with pulling(name, revision, offline):
         if offline:
             return _cached(wanted)
+        _check_own_token(token)
         try:
             return _pulled(wanted, force_download)
         except Failures as error:
-            if not passes(error) and not no_network(error):
+            # Who asks for a new copy would take an old one for it.
+            if force_download or not (passes(error) or no_network(error)):
                 raise
             return _old_copy(wanted, error)
 
@@ -117,35 +129,60 @@ def pull(
 def _check_arguments(revision: Any, token: Any, cache_dir: Any) -> None:
     if revision is not None and (not isinstance(revision, str) or not revision):
         raise InputError(f"revision is {revision!r}; allowed: a branch, a tag, a commit, or None for main")
-    if cache_dir is not None and (not isinstance(cache_dir, (str, os.PathLike)) or not os.fspath(cache_dir)):
+    try:
+        named = cache_dir is None or _is_path(os.fspath(cache_dir))
+    except TypeError:
+        named = False
+    if not named:
         raise InputError(f"cache_dir is {cache_dir!r}; allowed: a folder, or None for the usual one")
     # Never shown, not even a bad one.
-    whole = isinstance(token, str) and re.fullmatch(r"[!-~]+", token)
-    if not (token is None or isinstance(token, bool) or whole):
+    if not (token is None or isinstance(token, bool) or _can_be_sent(token)):
         raise InputError(
-            "token is no token of the Hub: it is empty, or has spaces, line breaks or other letters in it; "
-            "allowed: what the Hub shows as hf_..., True, False, or None for the one that you logged in with"
+            f"token {_NO_TOKEN}; allowed: what the Hub shows as hf_..., True, False, or None for "
+            "the one that you logged in with"
         )
+
+
+def _is_path(text: Any) -> bool:
+    return isinstance(text, str) and bool(text) and "\0" not in text
+
+
+def _can_be_sent(token: Any) -> bool:
+    return isinstance(token, str) and re.fullmatch(r"[!-~]+", token) is not None
+
+
+def _check_own_token(token: str | bool | None) -> None:
+    """Raises `InputError` if the client would find a token on this machine that it cannot send: its own words
+    for that are those of a network that fails."""
+    unused = token is None and constants.HF_HUB_DISABLE_IMPLICIT_TOKEN
+    if unused or isinstance(token, str) or token is False:
+        return
+    if (own := get_token()) is None or _can_be_sent(own):
+        return
+    raise InputError(
+        f"the token in HF_TOKEN, or the one that you logged in with, {_NO_TOKEN}; set it to what the Hub "
+        "shows as hf_..., log in again with `hf auth login`, or pass token=False to go without"
+    )
 
 
 def _pulled(wanted: _Wanted, force_download: bool) -> Snapshot:
     """The Hub's newest, with what is damaged fetched a second time."""
     snapshot = retried(lambda: _asked_for(wanted, force_download))
-    if not _damaged(snapshot.folder, wanted, snapshot.names):
+    if not _damaged(snapshot, wanted):
         return snapshot
     with _alone(snapshot.folder):
         # Looked at again, because another process may have mended it meanwhile, and may be reading it.
-        for path in _damaged(snapshot.folder, wanted, snapshot.names):
-            _remove(path)
+        for name in _damaged(snapshot, wanted):
+            remove(snapshot.folder, name, snapshot.stated.get(name))
         snapshot = retried(lambda: _asked_for(wanted, False))
-        damaged = _damaged(snapshot.folder, wanted, snapshot.names)
-        for path in damaged:
-            _remove(path)  # in any case: the client would never look at it again
+        damaged = _damaged(snapshot, wanted)
+        for name in damaged:  # in any case: the client would never look at it again
+            remove(snapshot.folder, name, snapshot.stated.get(name))
     if damaged:
         _forget(wanted)
         raise WeightsError(
-            f"{damaged[0].name!r} of {wanted.name!r} arrived damaged twice: its hash is not the one that the "
-            "Hub states; try again later, or over another network"
+            f"{Path(damaged[0]).name!r} of {wanted.name!r} arrived damaged twice: its hash is "
+            "not the one that the Hub states; try again later, or over another network"
         )
     return snapshot
 
@@ -154,15 +191,15 @@ def _asked_for(wanted: _Wanted, force_download: bool) -> Snapshot:
     """One attempt to bring the cache up to what the Hub has."""
     with patience():
         with _sense(lambda: None):
-            info = HfApi().model_info(
-                wanted.name, revision=wanted.revision, token=wanted.token, timeout=LONGEST_WAIT
-            )
+            asked = {"revision": wanted.revision, "token": wanted.token, "timeout": LONGEST_WAIT}
+            info = HfApi().model_info(wanted.name, files_metadata=True, **asked)
+            stated = stated_by(info.siblings or (), wanted.name)
         with _sense(lambda: _forget(wanted)):
             folder = wanted.download(force_download=force_download)
     if folder.name != info.sha:
         # The client asks, too, and if that fails it says nothing and takes what it has.
         raise NotTheHubError("two different answers")
-    return Snapshot(folder, tuple(file.rfilename for file in info.siblings or ()))
+    return Snapshot(folder, tuple(stated), stated)
 
 
 @contextlib.contextmanager
@@ -171,7 +208,7 @@ def _sense(mend: Callable[[], None]) -> Iterator[None]:
     has noted. Raises `NotTheHubError`, which says what it stumbled over."""
     try:
         yield
-    except (*Failures, hub_errors.HFValidationError):
+    except (*Failures, StyleNATHubError, hub_errors.HFValidationError):
         raise
     except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
         if isinstance(error.__cause__, Failures):  # "force download failed due to the above error"
@@ -214,20 +251,37 @@ def _cached(wanted: _Wanted) -> Snapshot:
         folder = wanted.download(local_files_only=True)
     except hub_errors.LocalEntryNotFoundError as error:
         # Newer clients know which files there should be; a link to nothing still has a name to tell.
-        if (partial := getattr(error, "snapshot_path", None)) and (found := _damaged(Path(partial), wanted)):
-            raise WeightsError(_damage(wanted, found[0])) from error
+        if partial := getattr(error, "snapshot_path", None):
+            _check_whole(_here(Path(partial)), wanted, error)
         raise
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise WeightsError(_damage(wanted, _storage(wanted))) from error
     if not re.fullmatch("[0-9a-f]{40}", folder.name):  # the client believes what it reads, be it nothing
         raise WeightsError(_damage(wanted, _storage(wanted) / "refs" / (wanted.revision or "main")))
-    if found := _damaged(folder, wanted):
-        raise WeightsError(_damage(wanted, found[0]))
-    names = _names(folder)
-    asked, found = ({Path(name).suffix for name in some} for some in (wanted.patterns, wanted.among(names)))
+    snapshot = _here(folder)
+    _check_whole(snapshot, wanted)
+    asked, found = (
+        {Path(name).suffix for name in some} for some in (wanted.patterns, wanted.among(snapshot.names))
+    )
     if asked - found - {""}:  # no configs or no weights at all, and the client did not know
         raise hub_errors.LocalEntryNotFoundError("the snapshot in the cache is not whole")
-    return Snapshot(folder, names)
+    return snapshot
+
+
+def _here(folder: Path) -> Snapshot:
+    """A snapshot as the cache has it."""
+    return Snapshot(folder, file_names(folder), cached_listing(folder))
+
+
+def _check_whole(snapshot: Snapshot, wanted: _Wanted, cause: BaseException | None = None) -> None:
+    if found := _damaged(snapshot, wanted):
+        raise WeightsError(_damage(wanted, snapshot.folder / found[0])) from cause
+
+
+def _damaged(snapshot: Snapshot, wanted: _Wanted) -> list[str]:
+    """The wanted files of a snapshot that are missing or are not what they should be."""
+    names = wanted.among({*file_names(snapshot.folder), *snapshot.names})
+    return damaged_files(snapshot.folder, names, snapshot.stated)
 
 
 def _storage(wanted: _Wanted, *parts: str) -> Path:
@@ -238,9 +292,9 @@ def _storage(wanted: _Wanted, *parts: str) -> Path:
 
 def _forget(wanted: _Wanted) -> None:
     """Remove what the cache has noted about a repository; the files themselves stay."""
-    _storage(wanted, "refs", wanted.revision or "main").unlink(missing_ok=True)
-    for path in _storage(wanted, "trees").glob("*.json"):
-        path.unlink(missing_ok=True)
+    storage = _storage(wanted)
+    for path in (storage / "refs" / (wanted.revision or "main"), *(storage / "trees").glob("*.json")):
+        unlink(path, storage)
 
 
 @contextlib.contextmanager
@@ -251,47 +305,6 @@ def _alone(folder: Path) -> Iterator[None]:
     lock.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
         yield
-
-
-def _names(folder: Path) -> tuple[str, ...]:
-    return tuple(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-
-
-def _damaged(folder: Path, wanted: _Wanted, there: Iterable[str] = ()) -> list[Path]:
-    """The files of a snapshot that are not what the names of their blobs say, and those of `there` that it
-    has not."""
-    names = wanted.among({*_names(folder), *there})
-    return [folder / name for name in sorted(names) if not _as_named(folder / name)]
-
-
-def _as_named(path: Path) -> bool:
-    """Has the blob that a snapshot's link leads to the hash that is its name?
-
-    Large files are named by their SHA-256, others by git's SHA-1. Where the system knows no links there is no
-    such name, and only the checks of the files' own format are left.
-    """
-    blob = path.resolve()
-    if not blob.is_file():
-        return False
-    if re.fullmatch(r"[0-9a-f]{64}", blob.name):
-        return fingerprint(blob)["sha256"] == blob.name
-    if re.fullmatch(r"[0-9a-f]{40}", blob.name):
-        return _git_hash(blob) == blob.name
-    return True
-
-
-def _git_hash(path: Path) -> str:
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _remove(path: Path) -> None:
-    """Remove a file of a snapshot, and the blob that it leads to."""
-    path.resolve().unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
 
 
 def _damage(wanted: _Wanted, path: Path) -> str:

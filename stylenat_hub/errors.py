@@ -5,9 +5,39 @@ one sentence and exits with 1; from Python they are ordinary exceptions, and eac
 that a caller would expect to catch.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+LONGEST_NAME = 200  # characters of a text out of somebody's file
+LONGEST_MESSAGE = 2_000
+
+
+def cut(text: str, longest: int = LONGEST_NAME) -> str:
+    """A text that is too long without its middle."""
+    if len(text) <= longest:
+        return text
+    end = longest // 4
+    return f"{text[: longest - end - 5]} ... {text[-end:]}"
+
+
+def shown(name: str) -> str:
+    """A name out of somebody's file as a message may show it: short, and without line breaks and control
+    characters."""
+    return cut(name) if name.isprintable() else cut(repr(name))
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first few of the names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(shown, names[:most])) + more
+
 
 class StyleNATHubError(Exception):
-    """Base of all errors raised on purpose by this package."""
+    """Base of all errors raised on purpose by this package. Whatever a message quotes, it stays readable."""
+
+    def __init__(self, *words: object) -> None:
+        super().__init__(*(cut(word, LONGEST_MESSAGE) if isinstance(word, str) else word for word in words))
 
 
 class ConfigError(StyleNATHubError, ValueError):

@@ -17,7 +17,7 @@ import torch
 from diffusers import ModelMixin
 from diffusers.configuration_utils import FrozenDict
 
-from stylenat_hub.errors import ConfigError, InputError, WeightsError
+from stylenat_hub.errors import ConfigError, InputError, WeightsError, listed, shown
 from stylenat_hub.locations import Location, builtin_models, locate, without_weights
 from stylenat_hub.registry import FAMILIES, find_class
 from stylenat_hub.weights import (
@@ -27,7 +27,6 @@ from stylenat_hub.weights import (
     read_headers,
     read_json,
     saving,
-    shown,
     weight_files,
 )
 
@@ -112,13 +111,13 @@ def load_generator(source: str | os.PathLike[str], **kwargs: Any) -> Any:
 
 def generator_class(folder: Path) -> type:
     """The class of the generator saved in a model folder. Raises `ConfigError` if no family has it."""
-    name = str(read_json(folder / "config.json").get("_class_name"))
+    name = read_json(folder / "config.json").get("_class_name")
     found = find_class(name)
     if found is None or found[0].component != "generator":
         known = ", ".join(sorted(family.generator.__name__ for family in FAMILIES.values()))
         raise ConfigError(
-            f"{str(folder / 'config.json')!r} is of the class {name!r}; the generators of this version are "
-            f"{known}"
+            f"{str(folder / 'config.json')!r} is of the class {shown(repr(name))}; the generators of "
+            f"this version are {known}"
         )
     return found[0]
 
@@ -146,7 +145,7 @@ def _load(
     blanks = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     lost = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"], *info["error_msgs"]]
     if lost or (blanks and not kwargs.get("device_map")):  # an offloading device_map leaves blanks on purpose
-        names = ", ".join(shown(str(name)) for name in lost or blanks)
+        names = listed([str(name) for name in lost or blanks])
         raise WeightsError(f"diffusers could not load all of {where}: {names}")
     _take_into_memory(model)
     check_finite(model, where)
@@ -178,6 +177,11 @@ def _check_arguments(dtype: Any, kwargs: dict[str, Any]) -> None:
     if kwargs.get("use_safetensors", True) is False or kwargs.get("use_flashpack"):
         raise InputError(
             "weights are read from safetensors only; leave out use_safetensors and use_flashpack"
+        )
+    if kwargs.get("quantization_config") is not None:
+        raise InputError(
+            "quantization_config would change the tensors that were saved; leave it out, and pass dtype=, "
+            "such as torch.bfloat16, for a smaller model"
         )
     if kwargs.get("ignore_mismatched_sizes"):
         raise InputError("ignore_mismatched_sizes would leave random weights in the model; leave it out")

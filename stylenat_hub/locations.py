@@ -22,6 +22,7 @@ from stylenat_hub.registry import (
 from stylenat_hub.weights import file_names, read_json
 
 BUILTIN = Path(__file__).parent / "builtin"
+_LONGEST_PATH = 1_000  # characters; a system's own bound is met with its own words
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -56,8 +57,9 @@ def locate(
         raise InputError(f"the model is {source!r}; give a zoo name, a folder or a Hub id (org/name)")
     name = os.fspath(source)
     subfolder = _inner(subfolder)
-    if variant and not (isinstance(variant, str) and re.fullmatch(r"[\w.+-]+", variant)):
+    if variant not in (None, "") and not _is_variant(variant):
         raise InputError(f"variant is {variant!r}; allowed: a short name such as 'bf16', or None")
+    _check_namespace(namespace, name)
     if (path := _local(name)) is not None:
         return Location(name, _model_folder(path, subfolder, component))
     if name in builtin_models() and namespace is None:
@@ -77,12 +79,28 @@ def locate(
     return Location(name, folder, below)
 
 
+def _is_variant(variant: Any) -> bool:
+    return isinstance(variant, str) and re.fullmatch(r"[\w.+-]{1,100}", variant) is not None
+
+
+def _check_namespace(namespace: str | None, name: str) -> None:
+    """Raise `InputError` for a namespace beside what says itself whose it is: a Hub id or a folder."""
+    if chosen_namespace(namespace) is None or namespace is None or name in (*CHECKPOINTS, *builtin_models()):
+        return
+    if _HUB_ID.fullmatch(name) or os.path.isdir(name):
+        raise InputError(
+            f"namespace is {namespace!r}, which goes with a name of the zoo (see `stylenat list`), and "
+            f"{name!r} is none; leave namespace out"
+        )
+
+
 def _inner(subfolder: str | os.PathLike[str] | None) -> str | None:
     """A subfolder as its parts with slashes, None for the folder itself. Raises `InputError`."""
     if subfolder is None:
         return None
     path = PurePath(subfolder) if isinstance(subfolder, (str, os.PathLike)) else None
-    if path is None or path.is_absolute() or ".." in path.parts:
+    possible = path is not None and "\0" not in str(path) and len(str(path)) <= _LONGEST_PATH
+    if not possible or path.is_absolute() or ".." in path.parts or max(map(len, path.parts), default=0) > 255:
         raise InputError(f"subfolder is {subfolder!r}; allowed: a folder inside of the model's own")
     return path.as_posix() if path.parts else None
 

@@ -60,6 +60,10 @@ class GANPipeline(DiffusionPipeline):
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], **kwargs: Any) -> Self:
         """Load from a zoo name, a pipeline or model folder, or a Hub id; see `hub.load_model`."""
+        if kwargs.pop("output_loading_info", False):
+            raise InputError(
+                "output_loading_info is about one model; leave it out, or load the generator by its own class"
+            )
         pipeline = cls(generator=hub.load_generator(source, **kwargs))
         pipeline.model_name = label(source)
         return pipeline

@@ -79,7 +79,8 @@ def chosen_namespace(namespace: str | None = None) -> str | None:
     Raises `InputError` for a name that no account can have.
     """
     chosen = namespace if namespace is not None else os.environ.get(NAMESPACE_VARIABLE) or None
-    if chosen is not None and not re.fullmatch(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?", str(chosen)):
+    possible = isinstance(chosen, str) and re.fullmatch(r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?", chosen)
+    if chosen is not None and not possible:
         where = "namespace" if namespace is not None else NAMESPACE_VARIABLE
         raise InputError(
             f"{where} is {chosen!r}; allowed: the name of a user or an organisation on the Hub, without a "

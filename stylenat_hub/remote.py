@@ -117,55 +117,67 @@ def patience() -> Iterator[None]:
 @contextlib.contextmanager
 def pulling(name: str, revision: str | None, offline: bool) -> Iterator[None]:
     """One sentence for each failure of a download: `UnknownModelError`, for a full disk `InputError`."""
-    no_folder = f"there is no folder {name!r} here"
     try:
         yield
-    except hub_errors.GatedRepoError as error:
-        raise UnknownModelError(
+    except (*Failures, hub_errors.HFValidationError) as error:
+        if isinstance(error, StyleNATHubError):
+            raise
+        raise _pull_error(name, revision, offline, error) from error
+
+
+def _pull_error(name: str, revision: str | None, offline: bool, error: Exception) -> StyleNATHubError:
+    """The sentence for an error of the client."""
+    no_folder = f"there is no folder {name!r} here"
+    if isinstance(error, hub_errors.GatedRepoError):
+        return UnknownModelError(
             f"{name!r} is gated on the Hub: accept its terms on its page, then log in with `hf auth login` "
-            f"or pass token="
-        ) from error
-    except hub_errors.RevisionNotFoundError as error:
-        raise UnknownModelError(
+            "or pass token="
+        )
+    if isinstance(error, hub_errors.RevisionNotFoundError):
+        return UnknownModelError(
             f"the Hub repository {name!r} has no revision {revision or 'main'!r}; name a branch, a tag or a "
-            f"commit of it"
-        ) from error
-    except hub_errors.RepositoryNotFoundError as error:
-        raise NotOnHubError(
+            "commit of it"
+        )
+    if isinstance(error, hub_errors.RepositoryNotFoundError):
+        return NotOnHubError(
             f"{no_folder}, and the Hub has no repository of that name, or it is private: check the "
             "spelling, or log in with `hf auth login`"
-        ) from error
-    except hub_errors.HFValidationError as error:
-        raise UnknownModelError(f"{no_folder}, and it cannot be a Hub id: {error}") from error
-    except hub_errors.LocalEntryNotFoundError as error:
-        if offline or isinstance(error.__cause__, hub_errors.OfflineModeIsEnabled):
-            raise UnknownModelError(
-                f"{no_folder}, nor is it whole in the download cache, and the Hub is switched off "
-                "(local_files_only or HF_HUB_OFFLINE): download it once while online"
-            ) from error
-        raise UnknownModelError(_unreachable(name, error.__cause__ or error)) from error
-    except hub_errors.LocalTokenNotFoundError as error:
-        raise UnknownModelError(
+        )
+    if isinstance(error, hub_errors.HFValidationError):
+        return UnknownModelError(f"{no_folder}, and it cannot be a Hub id: {error}")
+    if isinstance(error, hub_errors.LocalTokenNotFoundError):
+        return UnknownModelError(
             f"token=True asks for the token that you logged in with, and there is none (for {name!r}); log "
             "in with `hf auth login`, or set HF_TOKEN"
-        ) from error
-    except Failures as error:
-        number = getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(
-                f"the disk is full: {name!r} cannot be downloaded; free some space or set cache_dir"
-            ) from error
-        if number is not None and not isinstance(error, (ConnectionError, TimeoutError)):
-            raise InputError(
-                f"{name!r} cannot be kept in the download cache: {error.strerror} ({error.filename!r}); give "
-                "a folder that can be written to as cache_dir, or set HF_HOME"
-            ) from error
-        if _status(error) == 401:
-            raise UnknownModelError(
-                f"the Hub does not accept the token that was sent for {name!r}: log in again with "
-                "`hf auth login`, or pass another token="
-            ) from error
-        raise UnknownModelError(_unreachable(name, error)) from error
+        )
+    if isinstance(error, hub_errors.LocalEntryNotFoundError):
+        if offline or isinstance(error.__cause__, hub_errors.OfflineModeIsEnabled):
+            return UnknownModelError(
+                f"{no_folder}, nor is it whole in the download cache, and the Hub is switched off "
+                "(local_files_only or HF_HUB_OFFLINE): download it once while online"
+            )
+        return UnknownModelError(_unreachable(name, error.__cause__ or error))
+    if _status(error) == 401:
+        return UnknownModelError(
+            f"the Hub does not accept the token that was sent for {name!r}: log in again with "
+            "`hf auth login`, or pass another token="
+        )
+    return _cache_error(name, error) or UnknownModelError(_unreachable(name, error))
+
+
+def _cache_error(name: str, error: Exception) -> InputError | None:
+    """The sentence if it is this machine that refuses, and not the network."""
+    number = getattr(error, "errno", None)
+    if number is None or isinstance(error, (ConnectionError, TimeoutError)):
+        return None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(
+            f"the disk is full: {name!r} cannot be downloaded; free some space or set cache_dir"
+        )
+    return InputError(
+        f"{name!r} cannot be kept in the download cache: {error.strerror} ({error.filename!r}); give a "
+        "folder that can be written to as cache_dir, or set HF_HOME"
+    )
 
 
 def _unreachable(name: str, error: BaseException) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from stylenat_hub.errors import ConfigError, InputError, WeightsError
+from stylenat_hub.errors import ConfigError, InputError, WeightsError, listed, shown
 from stylenat_hub.files import explained, replace_all, set_modes, staging, user_path, whole_folder
 from stylenat_hub.signals import Interrupted, held
 
@@ -34,11 +34,6 @@ def file_names(variant: str | None) -> tuple[str, str, str]:
     middle = f".{variant}" if variant else ""
     index = f"{_STEM}.safetensors.index{middle}.json"
     return f"{_STEM}{middle}.safetensors", index, f"{_STEM}{middle}-*-of-*.safetensors"
-
-
-def shown(name: str) -> str:
-    """A name out of somebody's file as a message may show it: without line breaks and control characters."""
-    return name if name.isprintable() else repr(name)
 
 
 def pipeline_files(record: str) -> tuple[str, ...]:
@@ -108,7 +103,8 @@ def _shard(folder: Path, name: str) -> Path:
     # The index is data from elsewhere: it may name neither a pickle nor a file outside of the folder.
     if not _WEIGHTS.fullmatch(name):
         raise WeightsError(
-            f"the index in {str(folder)!r} names {name!r}, which is not a safetensors shard; save again"
+            f"the index in {str(folder)!r} names {shown(repr(name))}, which is not a safetensors shard; save "
+            "again"
         )
     if not (folder / name).is_file():
         raise WeightsError(f"the shard {str(folder / name)!r} is missing; download or save the model again")
@@ -121,10 +117,10 @@ def _no_weights(folder: Path, single: str, variant: str | None, names: list[str]
     pickles = sorted(Path(name).name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
     if variants:
         asked = f"no variant {variant!r}" if variant else "no weights without a variant"
-        return f"{str(folder)!r} has {asked}; it has: {', '.join(variants)}"
+        return f"{str(folder)!r} has {asked}; it has: {listed(variants)}"
     if pickles:
         return (
-            f"{str(folder)!r} has no {single}, only {', '.join(map(shown, pickles))}; pickles can run code "
+            f"{str(folder)!r} has no {single}, only {listed(pickles)}; pickles can run code "
             "and are never read: load them where they were made and save with safe_serialization=True, or "
             "use python -m conversion.convert"
         )
@@ -183,10 +179,10 @@ def check_headers(model: torch.nn.Module, headers: Mapping[str, Header], where: 
     for problem, names in problems.items():
         if names:
             some = ", ".join([*map(shown, names[1:4]), *(["..."] if len(names) > 4 else [])])
-            more = f" (and {len(names) - 1} more: {some})"
+            more = f" (and {len(names) - 1} more: {some})" if len(names) > 1 else ""
             raise WeightsError(
-                f"the tensor {names[0]!r}{more if len(names) > 1 else ''} {problem} in {where}; its weights "
-                "and its config.json do not belong together, or the save was not whole"
+                f"the tensor {shown(repr(names[0]))}{more} {problem} in {where}; its weights and its "
+                "config.json do not belong together, or the save was not whole"
             )
     for name, (shape, kind) in headers.items():
         if shape != expected[name]:

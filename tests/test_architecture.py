@@ -47,7 +47,8 @@ BELOW: dict[str, tuple[str, ...]] = {
     "bundle": ("", "bundle_loader", "errors", "registry", "weights"),
     "options": ("errors", "signals"),
     "remote": ("errors",),
-    "download": ("errors", "remote", "weights"),
+    "snapshots": ("errors",),
+    "download": ("errors", "remote", "snapshots", "weights"),
     "locations": ("errors", "registry", "download", "weights"),
     "hub": (
         *("errors", "files", "attention", "layers", "models", "models.*", "registry", "weights"),

@@ -53,7 +53,13 @@ def trainer(output, recipe=SMALL, images=40, **schedule):
     output.mkdir(exist_ok=True)
     players = new_players(recipe)
     plan = replace(QUIET, stop_at=images, **schedule)
-    return Trainer(recipe, players, Accelerator(), output, schedule=plan, facts=facts_of(players))
+    facts = {
+        **facts_of(players),
+        "data": {"fingerprint": "", "pictures": 0},
+        "versions": {},
+        "started_from": None,
+    }
+    return Trainer(recipe, players, Accelerator(), output, schedule=plan, facts=facts)
 
 
 def everything(folder):

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import diffusers
@@ -18,7 +19,7 @@ from hub_server import HubServer
 from small_models import tiny_generator
 
 import stylenat_hub
-from stylenat_hub import bundle, bundle_loader
+from stylenat_hub import bundle, bundle_loader, diffusers_plugin
 from stylenat_hub.errors import ConfigError
 from stylenat_hub.pipeline import GANPipeline, label
 from stylenat_hub.summary import describe
@@ -192,6 +193,25 @@ def test_registered_by_the_pipeline_that_made_diffusers_load(tiny):
     pipe = diffusers.DiffusionPipeline.from_pretrained(tiny)
     assert type(pipe) is GANPipeline and pipe.model_name == "tiny" and not pipe.generator.training
     assert "_name_or_path" not in pipe.config
+
+
+def test_a_class_of_that_name_from_elsewhere_stays_and_is_told(monkeypatch):
+    other = type("GANPipeline", (), {"__module__": "elsewhere.pipelines"})
+    monkeypatch.setattr(diffusers, "GANPipeline", other)
+    words = r"has a GANPipeline, of elsewhere\.pipelines.*use stylenat_hub\.GANPipeline\.from_pretrained"
+    with pytest.warns(RuntimeWarning, match=words):
+        diffusers_plugin.register(GANPipeline, [])
+    assert diffusers.GANPipeline is other
+
+
+def test_our_own_class_of_before_a_reload_is_replaced(monkeypatch):
+    monkeypatch.setattr(
+        diffusers, "GANPipeline", type("GANPipeline", (), {"__module__": GANPipeline.__module__})
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        diffusers_plugin.register(GANPipeline, [])
+    assert diffusers.GANPipeline is GANPipeline
 
 
 def test_a_broken_installation_leaves_diffusers_usable(tmp_path, repositories, tiny):

@@ -26,12 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from stylenat_hub.errors import InputError, WeightsError
+from stylenat_hub.errors import InputError, WeightsError, shown
 from stylenat_hub.files import explained, set_modes, user_path
 from stylenat_hub.weights import fingerprint, system_errors
+from training.states import check_files, check_state
 
 FOLDER = "checkpoints"
 STATE = "state.json"
@@ -170,7 +172,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise WeightsError(f"the checkpoint {str(path)!r} has no {name!r}")
         if fingerprint(file) != expected:
             raise WeightsError(f"the checkpoint {str(path)!r} is damaged: {name!r} is not what was written")
-        tensors[name.removesuffix(".safetensors")] = load_file(file)
+        try:
+            tensors[name.removesuffix(".safetensors")] = load_file(file)
+        except SafetensorError as error:
+            raise WeightsError(f"the checkpoint {str(path)!r} is damaged: {name!r} ({error})") from error
     return Checkpoint(path, state, tensors)
 
 
@@ -208,11 +213,12 @@ def check_output(output: Path, resumed: Path | None) -> None:
 def find_checkpoint(source: Path, what: str = "latest") -> Checkpoint:
     """The checkpoint that the user means. what: "latest" in the run's folder `source`, or a path.
 
-    Raises `InputError` if there is none, `WeightsError` if it is damaged.
+    Raises `InputError` if there is none, `WeightsError` or `ConfigError` if it is damaged or does not fit
+    together.
     """
     path = source if what == "latest" else user_path(what)
     if (path / STATE).is_file():
-        return load_checkpoint(path)
+        return _checked(load_checkpoint(path))
     found = newest_checkpoint(path) if path.is_dir() else None
     if found is None:
         why = "it does not exist" if not path.exists() else f"it has no {FOLDER}/images-* with a {STATE}"
@@ -220,7 +226,16 @@ def find_checkpoint(source: Path, what: str = "latest") -> Checkpoint:
             f"there is no checkpoint to go on from in {str(path)!r}: {why}; name the --output folder of a "
             "run, or one of its checkpoints"
         )
-    return found
+    return _checked(found)
+
+
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    check_state(_said_by(checkpoint.path), checkpoint.state, checkpoint.tensors)
+    return checkpoint
+
+
+def _said_by(path: Path) -> str:
+    return f"the {STATE} of the checkpoint {str(path)!r}"
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -230,18 +245,20 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise WeightsError(
             f"the checkpoint {str(path)!r} has no readable {STATE}: {error.strerror}"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"the checkpoint {str(path)!r} is damaged: {STATE} is not JSON") from error
     if not isinstance(state, dict) or not isinstance(state.get("files"), dict):
         raise WeightsError(f"the checkpoint {str(path)!r} is damaged: {STATE} lists no files")
     if state.get("version") != VERSION:
         raise WeightsError(
-            f"the checkpoint {str(path)!r} has the format {state.get('version')!r}; this version reads "
-            f"{VERSION}"
+            f"the checkpoint {str(path)!r} has the format {shown(repr(state.get('version')))}; this version "
+            f"reads {VERSION}"
         )
+    written = state.get("sha256") == _state_hash(state)
+    if written:
+        check_files(_said_by(path), state)
     # On the Hub a checkpoint has another name.
-    renamed = _NAME.fullmatch(path.name) and path.name != checkpoint_name(state["images"])
-    if state.get("sha256") != _state_hash(state) or renamed:
+    if not written or (_NAME.fullmatch(path.name) and path.name != checkpoint_name(state["images"])):
         raise WeightsError(f"the checkpoint {str(path)!r} is damaged: {STATE} is not what was written there")
     return state
 

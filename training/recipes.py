@@ -246,7 +246,9 @@ class Recipe(ModelConfig):
         self.require(not blind, "augment", f"none or diffaugment with the loss {self.loss!r}")
         for name in ("r1", "r2", "bcr_real", "bcr_fake"):
             self.require(is_number(getattr(self, name), -1e-300, 1e9), name, "a number from 0")
-        known = isinstance(self.bcr_policy, tuple) and set(self.bcr_policy) <= set(OPERATIONS)
+        known = isinstance(self.bcr_policy, tuple) and all(
+            name in tuple(OPERATIONS) for name in self.bcr_policy
+        )
         self.require(known, "bcr_policy", f"a list of {', '.join(OPERATIONS)}")
         self.require_whole("penalty_every", 1, 1 << 20)
         self.require_number("ada_target", 0, 1)

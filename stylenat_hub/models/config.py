@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from stylenat_hub.errors import ConfigError
+from stylenat_hub.errors import ConfigError, listed, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,7 +57,7 @@ class ModelConfig:
         """Raise a `ConfigError` about `field` unless `condition` holds."""
         if not condition:
             raise ConfigError(
-                f"{type(self).__name__}.{field} is {getattr(self, field)!r}; allowed: {allowed}"
+                f"{type(self).__name__}.{field} is {shown(repr(getattr(self, field)))}; allowed: {allowed}"
             )
 
     def require_whole(self, field: str, low: int, high: int) -> None:
@@ -103,7 +103,7 @@ class ModelConfig:
         unknown = sorted(set(values) - set(fields))
         if unknown:
             raise ConfigError(
-                f"{cls.__name__} does not know the key(s) {', '.join(map(repr, unknown))}; "
+                f"{cls.__name__} does not know the key(s) {listed(list(map(repr, unknown)))}; "
                 f"allowed: {', '.join(fields)}"
             )
         needed = [
