@@ -323,12 +323,9 @@ def repository_card(name: str, *, token: str | bool | None = None, revision: str
     """The text of a model repository's card, or None if there is none, or no such repository or branch."""
     with pushing(name):
         try:
-            # Through the object, which knows the endpoint.
-            path = retried(lambda: HfApi(token=token).hf_hub_download(name, "README.md", revision=revision))
-        except hub_errors.LocalEntryNotFoundError:  # the Hub did not answer, which is another matter
-            raise
-        except (hub_errors.EntryNotFoundError, hub_errors.RepositoryNotFoundError):
+            target = retried(lambda: look(HfApi(token=token), name, revision, "model"))
+        except (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError):
             return None
-        except hub_errors.RevisionNotFoundError:
+        if "README.md" not in target.names:
             return None
-    return Path(path).read_text(encoding="utf-8", errors="replace")
+        return retried(lambda: target.read("README.md")).decode("utf-8", errors="replace")
