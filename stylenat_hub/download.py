@@ -314,6 +314,26 @@ def _damage(wanted: _Wanted, path: Path) -> str:
     )
 
 
+def check_cached(folder: Path) -> None:
+    """Verify a folder that lies in the download cache, where somebody else has brought it, as diffusers does.
+
+    Raises `WeightsError` for a file that is damaged, which is removed: who fetched it will fetch it again.
+    """
+    root = next((path for path in (folder, *folder.parents) if path.parent.name == "snapshots"), None)
+    if root is None or not root.parent.parent.name.startswith("models--"):
+        return
+    prefix = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
+    names = [name for name in file_names(root) if name.startswith(prefix)]
+    damaged = damaged_files(root, names, cached_listing(root))
+    for name in damaged:
+        remove(root, name)
+    if damaged:
+        raise WeightsError(
+            f"{damaged[0]!r} in the download cache was damaged ({str(root)!r}), and is removed; load it "
+            "again while online"
+        )
+
+
 def check_known(name: str, path: Path, expected: str) -> None:
     """Raises `WeightsError` if the weights are not those of which the zoo has recorded the SHA-256."""
     found = fingerprint(path)["sha256"] if path.is_file() else None

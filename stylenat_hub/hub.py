@@ -8,6 +8,7 @@ file, the key or the tensor, pickles are never read, and saves are whole.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import FrozenDict
 
 from stylenat_hub.errors import ConfigError, InputError, WeightsError, listed, shown
-from stylenat_hub.locations import Location, builtin_models, locate, without_weights
+from stylenat_hub.locations import RECORDS, Location, builtin_models, locate, without_weights
 from stylenat_hub.registry import FAMILIES, find_class
 from stylenat_hub.weights import (
     check_finite,
@@ -151,7 +152,17 @@ def _load(
     check_finite(model, where)
     # Otherwise a later save would publish this machine's folder names in config.json.
     model._internal_dict = FrozenDict({k: v for k, v in model.config.items() if k != "_name_or_path"})
+    model.remember(_records(location.root))
     return (model, info) if with_info else model
+
+
+def _records(root: Path) -> dict[str, Any]:
+    """What is recorded of how a model was made: `training`, `conversion`. Loading does not depend on it."""
+    found = {}
+    for name in RECORDS:
+        with contextlib.suppress(ConfigError):
+            found[Path(name).stem] = read_json(root / name)
+    return found
 
 
 def _take_into_memory(model: torch.nn.Module) -> None:

@@ -23,6 +23,7 @@ from stylenat_hub.weights import file_names, read_json
 
 BUILTIN = Path(__file__).parent / "builtin"
 _LONGEST_PATH = 1_000  # characters; a system's own bound is met with its own words
+RECORDS = ("training.json", "conversion.json")  # how the weights came to be
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -32,10 +33,12 @@ class Location:
 
     name: as the user gave it. folder: has `config.json`. listing: names of all files that the folder has at
     its source, which for a Hub repository are more than those downloaded; None if the folder is all there is.
+    root: the pipeline's folder, or the model's where it is by itself.
     """
 
     name: str
     folder: Path
+    root: Path
     listing: tuple[str, ...] | None = None
 
 
@@ -61,22 +64,34 @@ def locate(
         raise InputError(f"variant is {variant!r}; allowed: a short name such as 'bf16', or None")
     _check_namespace(namespace, name)
     if (path := _local(name)) is not None:
-        return Location(name, _model_folder(path, subfolder, component))
+        folder = _model_folder(path, subfolder, component)
+        download.check_cached(folder)
+        return Location(name, folder, path)
     if name in builtin_models() and namespace is None:
-        return Location(name, _model_folder(BUILTIN / name, subfolder, component))
+        return Location(name, _model_folder(BUILTIN / name, subfolder, component), BUILTIN / name)
     patterns = _wanted(subfolder or component, bool(subfolder), variant)
     if name in CHECKPOINTS:
         where, snapshot = _of_the_zoo(name, patterns, namespace, options)
     elif _HUB_ID.fullmatch(name):
-        where, snapshot = name, download.pull(name, patterns, **options)
+        where, snapshot = name, _by_id(name, patterns, options)
     else:
         raise UnknownModelError(_nowhere(name))
     folder = _model_folder(snapshot.folder, subfolder, component)
-    if name in CHECKPOINTS and not variant:
-        _check_known(name, where, folder, component)
+    if name in CHECKPOINTS:
+        _check_known(name, where, folder, component, variant)
     prefix = folder.relative_to(snapshot.folder).as_posix() + "/" if folder != snapshot.folder else ""
     below = tuple(found.removeprefix(prefix) for found in snapshot.names if found.startswith(prefix))
-    return Location(name, folder, below)
+    return Location(name, folder, snapshot.folder, below)
+
+
+def _by_id(name: str, patterns: list[str], options: dict[str, Any]) -> download.Snapshot:
+    try:
+        return download.pull(name, patterns, **options)
+    except NotOnHubError as error:
+        namespace, _, zoo = name.partition("/")
+        if namespace != NAMESPACE or zoo not in CHECKPOINTS:
+            raise
+        raise UnknownModelError(f"the Hub has no {name!r}; {without_weights(zoo)}") from error
 
 
 def _is_variant(variant: Any) -> bool:
@@ -105,11 +120,17 @@ def _inner(subfolder: str | os.PathLike[str] | None) -> str | None:
     return path.as_posix() if path.parts else None
 
 
-def _check_known(name: str, where: str, folder: Path, component: str) -> None:
-    """Is this model the one that the zoo has recorded? It may lie in a pipeline or by itself."""
-    file = file_names(None)[0]
-    if expected := (CHECKPOINTS[name].sha256 or {}).get(f"{component}/{file}"):
+def _check_known(name: str, where: str, folder: Path, component: str, variant: str | None) -> None:
+    """Is this model the one that the zoo has recorded? It may lie in a pipeline or by itself. Of a variant
+    the zoo must have a record too, once it has one of the model."""
+    known, file = CHECKPOINTS[name].sha256 or {}, file_names(variant)[0]
+    if expected := known.get(f"{component}/{file}"):
         download.check_known(where, folder / file, expected)
+    elif any(path.startswith(f"{component}/") for path in known):
+        raise WeightsError(
+            f"the zoo knows {name!r}, but no {file!r} of it; if you want that all the same, load {where!r} "
+            "by that id"
+        )
 
 
 def _local(name: str) -> Path | None:
@@ -157,7 +178,7 @@ def _wanted(folder: str, only: bool, variant: str | None) -> list[str]:
     folder = glob.escape(folder)
     folders = [f"{folder}/"] if only else ["", f"{folder}/"]
     names = [f"{at}{name}" for at in folders for name in ("config.json", *file_names(variant))]
-    return names if only else ["model_index.json", *names]
+    return names if only else ["model_index.json", *RECORDS, *names]
 
 
 def _model_folder(root: Path, subfolder: str | None, component: str) -> Path:

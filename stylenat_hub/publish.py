@@ -7,6 +7,7 @@ fails there is never sent. Of a commit readers see all or nothing.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import tempfile
@@ -64,6 +65,7 @@ def push_pipeline(
         folder = Path(temporary, "pipeline")
         stack.enter_context(_told_as(folder, "the pipeline"))
         pipeline.save_pretrained(folder, **saving)
+        _write_records(pipeline.generator, folder)
         if discriminator is not None:
             discriminator.save_pretrained(folder / discriminator.component, **saving)
         _check_same(pipeline.generator, folder, variant)
@@ -93,6 +95,8 @@ def push_model(
         folder = Path(temporary, "model")
         stack.enter_context(_told_as(folder, f"the {model.component}"))
         model.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
+        if isinstance(model, Generator) and subfolder is None:
+            _write_records(model, folder)
         _check_same(model, folder, variant)
         options["commit_message"] = options.get("commit_message") or f"Upload {model.component}"
         if subfolder is None:
@@ -205,6 +209,15 @@ def _told_as(temporary: Path, name: str) -> Iterator[None]:
             raise
         error.args = (text.replace(str(temporary), name),)  # some of its kind are not made from one text
         raise
+
+
+def _write_records(generator: Generator, folder: Path) -> None:
+    """Beside the model what is recorded of how its weights were made, if they are still those."""
+    for name, record in generator.records.items():
+        if "dtype" in record:  # as which it was loaded, and is written now
+            record = {**record, "dtype": str(generator.dtype).removeprefix("torch.")}
+        text = json.dumps(record, indent=2) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 def _check_same(model: ZooModel, folder: Path, variant: str | None) -> None:

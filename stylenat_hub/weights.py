@@ -172,18 +172,17 @@ def check_headers(model: torch.nn.Module, headers: Mapping[str, Header], where: 
         WeightsError: a tensor is missing, unexpected, misshapen or no floating-point number; it names them.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    problems = {
-        "is missing": sorted(set(expected) - set(headers)),
-        "is unexpected": sorted(set(headers) - set(expected)),
-    }
-    for problem, names in problems.items():
-        if names:
-            some = ", ".join([*map(shown, names[1:4]), *(["..."] if len(names) > 4 else [])])
-            more = f" (and {len(names) - 1} more: {some})" if len(names) > 1 else ""
-            raise WeightsError(
-                f"the tensor {shown(repr(names[0]))}{more} {problem} in {where}; its weights and its "
-                "config.json do not belong together, or the save was not whole"
-            )
+    missing, unexpected = sorted(set(expected) - set(headers)), sorted(set(headers) - set(expected))
+    if missing or unexpected:
+        told = [
+            f"{_tensors(names)} {problem}"
+            for names, problem in ((missing, "is missing"), (unexpected, "is unexpected"))
+            if names
+        ]
+        raise WeightsError(
+            f"{' and '.join(told)} in {where}; its weights and its config.json do not belong together, or "
+            "the save was not whole"
+        )
     for name, (shape, kind) in headers.items():
         if shape != expected[name]:
             raise WeightsError(
@@ -194,6 +193,12 @@ def check_headers(model: torch.nn.Module, headers: Mapping[str, Header], where: 
             raise WeightsError(
                 f"the tensor {name!r} in {where} has the type {kind}; allowed: {', '.join(_FLOATS)}"
             )
+
+
+def _tensors(names: list[str]) -> str:
+    some = ", ".join([*map(shown, names[1:4]), *(["..."] if len(names) > 4 else [])])
+    more = f" (and {len(names) - 1} more: {some})" if len(names) > 1 else ""
+    return f"the tensor {shown(repr(names[0]))}{more}"
 
 
 def check_finite(model: torch.nn.Module, where: str) -> None:

@@ -41,6 +41,8 @@ class ZooModel(ModelMixin, ConfigMixin):
                 f"{type(config).__name__}; use {self.config_class.__name__}.preset(...) or .from_dict(...)"
             )
         self.register_to_config(**config.to_dict())
+        self._records: dict[str, Any] = {}
+        self._remembered: tuple[int | None, ...] = ()
 
     @classmethod
     def from_config(
@@ -115,6 +117,21 @@ class ZooModel(ModelMixin, ConfigMixin):
         # diffusers' own `to` is for models with quantised or float32-only parts; for all others it only
         # warns, at every cast, of a list of such parts that is empty.
         return nn.Module.to(self, *args, **kwargs)
+
+    def remember(self, records: Mapping[str, Any]) -> None:
+        """Keep what is recorded of how these very weights were made; see `records`."""
+        self._records, self._remembered = dict(records), self._versions()
+
+    @property
+    def records(self) -> dict[str, Any]:
+        """How the weights were made, as far as the folder said from which they were loaded (`training`,
+        `conversion`); nothing once one of them was changed."""
+        return dict(self._records) if self._versions() == self._remembered else {}
+
+    def _versions(self) -> tuple[int | None, ...]:
+        """torch's count of the changes in place of every tensor."""
+        tensors = (*self.parameters(), *self.buffers())
+        return tuple(None if tensor.is_inference() else tensor._version for tensor in tensors)
 
     @property
     def typed_config(self) -> ModelConfig:
