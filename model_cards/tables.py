@@ -99,7 +99,7 @@ def _step(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _times(time: float, floor: float) -> tuple[str, str, str]:
-    return f"{time:.3g}", f"{floor:.2f}", f"{time / floor:.3g}"
+    return f"{time:.3g}", f"{floor:.3g}", f"{time / floor:.3g}"
 
 
 def _memory(mebibytes: float | None) -> str:
