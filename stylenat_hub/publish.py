@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
 from huggingface_hub import CommitInfo
 
@@ -39,6 +40,7 @@ from stylenat_hub.uploads import address, full_id, make_repository, report, uplo
 from stylenat_hub.weights import check_same_weights, check_saving, read_json, stored_variants
 
 GRID_CELL = 256  # px; the pictures of larger models are shown smaller
+SMALLEST_CELL = 128  # px; those of smaller ones larger, pixel by pixel
 
 
 def push_pipeline(
@@ -295,11 +297,13 @@ def _draw(generator: Generator, path: Path | None) -> str | None:
     usual = find_class(type(generator).__name__)[1][0].truncation
     count, truncation = 16 if generator.resolution <= GRID_CELL else 4, usual if known else 1.0
     count = count if path else 1
-    sheet = Grid(count, min(generator.resolution, GRID_CELL))
+    factor = max(1, SMALLEST_CELL // generator.resolution)
+    sheet = Grid(count, min(factor * generator.resolution, GRID_CELL))
     try:
         for batch in pipeline.iterate(range(count), truncation_psi=truncation):
             for picture in batch.images:
-                sheet.add(picture)
+                size = (factor * picture.width, factor * picture.height)
+                sheet.add(picture.resize(size, PIL.Image.Resampling.NEAREST))
     except InputError as error:
         raise WeightsError(f"this generator draws no pictures, so it is not pushed: {error}") from error
     if path is None:

@@ -124,7 +124,12 @@ def test_a_checkpoint_of_another_run_does_not_mix_with_this_one(tmp_path, data, 
     begin = ["--preset", "tiny", "--data", data, "--output", tmp_path, *FAST]
     assert here(*begin, "--stop-at", "8").exit_code == 0
     foreign = finished / "checkpoints" / "images-000000016"
-    wrong(*begin, "--resume", foreign, says="already holds a run (another one); go on with it by --resume latest")
+    wrong(
+        *begin,
+        "--resume",
+        foreign,
+        says="already holds a run (another one); go on with it by --resume latest",
+    )
     elsewhere = [*begin[:5], tmp_path / "new", *begin[6:]]
     assert here(*elsewhere, "--resume", foreign, "--stop-at", "24").exit_code == 0
     assert names(tmp_path / "new") == ["images-000000024"]
