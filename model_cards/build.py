@@ -160,11 +160,19 @@ def _origin(record: Checkpoint) -> str:
         else "its SHA-256 is not stated here, because nobody of this project has opened it; the conversion "
         "writes the one that it finds into `conversion.json`"
     )
+    file = f"[{Path(record.origin_url).name}]({record.origin_url})"
+    origin = f"From the authors' file {file} ({known})."
+    if record.origin_page:
+        origin = (
+            f"From the authors' file, a copy of which is on the Hub: {file} ({known}). Their own links are on "
+            f"[their page]({record.origin_page}); a file from there is converted with `python -m "
+            f"conversion.convert FILE --output {record.name}`."
+        )
     return (
-        f"From the authors' file [{Path(record.origin_url).name}]({record.origin_url}) ({known}). "
-        "`conversion.convert` reads it without executing anything in it, renames the tensors, estimates the "
-        "mean style from 10,000 latents, writes safetensors, loads them again, and compares the picture. "
-        "What it does is tested against tensors recorded from the original code with random weights."
+        f"{origin} `conversion.convert` reads it without executing anything in it, renames the tensors, "
+        "estimates the mean style from 10,000 latents, writes safetensors, loads them again, and compares "
+        "the picture. What it does is tested against tensors recorded from the original code with random "
+        "weights."
     )
 
 

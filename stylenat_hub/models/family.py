@@ -30,6 +30,15 @@ FFHQ = Dataset(
     license="CC BY-NC-SA 4.0 (the data set; each photograph also has a licence of its own)",
     url="https://github.com/NVlabs/ffhq-dataset",
 )
+CELEBA_HQ = Dataset(
+    name="CelebA-HQ",
+    id="celeba-hq",
+    license=(
+        "non-commercial research only, say the authors of CelebA, from whose photographs it is made; read "
+        "their agreement before any use"
+    ),
+    url="https://github.com/tkarras/progressive_growing_of_gans",
+)
 LSUN_CHURCH = Dataset(
     name="LSUN Church",
     id="lsun-church",
@@ -69,9 +78,10 @@ class Checkpoint:
     name: zoo name, `architecture-dataset-resolution`. preset: the family's preset with the same shapes.
     paper: arXiv id. license: what the Hub's list of licences calls that of the weights, "other" if it has no
     name; code_license, weights_license: in words; license_url: their text. origin_url: the authors' original
-    file, or None if they published none; source_sha256: of that file, where known. published: are the weights
-    on the Hub, in the zoo's own namespace? revision: the commit there that was checked. sha256: of files of
-    the pipeline folder, where known.
+    file, or None if they published none; origin_page: their page, if what is at origin_url is somebody else's
+    copy; source_sha256: of that file, where known. published: are the weights on the Hub, in the zoo's own
+    namespace? revision: the commit there that was checked. sha256: of files of the pipeline folder, where
+    known.
     """
 
     name: str
@@ -87,6 +97,7 @@ class Checkpoint:
     license_url: str
     description: str
     origin_url: str | None = None
+    origin_page: str | None = None
     source_sha256: str | None = None
     published: bool = False
     revision: str | None = None
