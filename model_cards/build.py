@@ -164,7 +164,7 @@ def _origin(record: Checkpoint) -> str:
     origin = f"From the authors' file {file} ({known})."
     if record.origin_page:
         origin = (
-            f"From the authors' file, a copy of which is on the Hub: {file} ({known}). Their own links are on "
+            f"From the authors' file, of which there is a copy at {file} ({known}). Their own links are on "
             f"[their page]({record.origin_page}); a file from there is converted with `python -m "
             f"conversion.convert FILE --output {record.name}`."
         )

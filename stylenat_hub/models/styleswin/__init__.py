@@ -12,11 +12,8 @@ _REPOSITORY = "https://github.com/microsoft/StyleSwin"
 # The authors' own links lead to drives, whose addresses expire or ask back. Their page names a demo, and its
 # code takes the same five files from here.
 _COPIES = "https://huggingface.co/public-data/StyleSwin/resolve/main/models/"
-_PROTOCOLS = {
-    CELEBA_HQ.id: "30,000 generated pictures against all 30,000 real ones, by the authors' code",
-    FFHQ.id: "50,000 generated pictures against 50,000 real ones chosen at random, by the authors' code",
-    LSUN_CHURCH.id: "50,000 generated pictures against 50,000 real ones chosen at random, by the authors' code",
-}
+_FID_50K = "50,000 generated pictures against 50,000 real ones chosen at random, by the authors' code"
+_FID_30K = "30,000 generated pictures against all 30,000 real ones, by the authors' code"
 _DATA_TERMS = {
     CELEBA_HQ.id: "CelebA-HQ and CelebA are for non-commercial research only",
     FFHQ.id: "FFHQ itself is CC BY-NC-SA 4.0",
@@ -60,7 +57,7 @@ def _published(preset: str, file: str, dataset: Dataset, fid: float, what: str) 
                 name="FID-30k" if dataset is CELEBA_HQ else "FID-50k",
                 id="fid",
                 value=fid,
-                protocol=_PROTOCOLS[dataset.id],
+                protocol=_FID_30K if dataset is CELEBA_HQ else _FID_50K,
                 source=f"arXiv {_PAPER}, and the authors' page",
             ),
         ),
