@@ -195,7 +195,7 @@ def _check_mask(name: str, mask: Tensor, window: int, size: int) -> None:
     Compared kind by kind, because at 1024 px another tensor of this size would be 268 MB.
     """
     across, tokens = size // window, window**2
-    if size % window or across < 2 or mask.shape != (across**2, tokens, tokens):
+    if size % window or mask.shape != (across**2, tokens, tokens):
         raise other_values(name, _TITLE)
     grid = mask.unflatten(0, (across, across))
     inner, last = slice(None, -1), slice(-1, None)
