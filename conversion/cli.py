@@ -89,6 +89,7 @@ def command(
             skip_discriminator=skip_discriminator,
             ignore_metadata=ignore_metadata,
             overwrite=overwrite,
+            zoo=source,
         )
         _print(report)
         if push_to_hub:
@@ -117,19 +118,28 @@ def _print(report: Report) -> None:
 
 
 def _published(name: str) -> tuple[Path, str]:
-    """Download the authors' file of a zoo name: (file, the preset of its shape)."""
+    """Download the authors' file of a zoo name: (file, the preset of its shape). Raises `WeightsError` if it
+    is not the file whose SHA-256 the zoo has recorded."""
     from conversion.download import download
-    from stylenat_hub.errors import UnknownModelError
+    from stylenat_hub.errors import UnknownModelError, WeightsError
     from stylenat_hub.registry import CHECKPOINTS, find_checkpoint
+    from stylenat_hub.weights import fingerprint
 
     record = find_checkpoint(name)
     if record.origin_url is None:
         published = ", ".join(known for known, other in CHECKPOINTS.items() if other.origin_url)
         raise UnknownModelError(f"the authors published no file for {name!r} (they did for: {published})")
     try:
-        return download(record.origin_url), record.preset
+        file = download(record.origin_url)
     except KeyboardInterrupt:
         raise signals.Interrupted("the same command goes on with the download from here") from None
+    found = fingerprint(file)["sha256"] if record.source_sha256 else None
+    if found != record.source_sha256:
+        raise WeightsError(
+            f"{str(file)!r} is not the file that the zoo knows as {name!r}: its SHA-256 is {found}, not "
+            f"{record.source_sha256}; delete it to download it again, or convert it by its path"
+        )
+    return file, record.preset
 
 
 def main() -> None:

@@ -87,6 +87,7 @@ def convert(
     skip_discriminator: bool = False,
     ignore_metadata: bool = False,
     overwrite: bool = False,
+    zoo: str | None = None,
 ) -> Report:
     """Convert an original checkpoint file to the pipeline layout, whole or not at all.
 
@@ -95,6 +96,7 @@ def convert(
     where the dilations come from if the file does not record them; checked against the tensors in any case.
     weights: "g_ema" (the averaged generator) or "g". skip_discriminator: do not keep the discriminator's
     tensors. ignore_metadata: read unknown metadata types as inert stand-ins instead of refusing the file.
+    zoo: the checkpoint's name in the zoo, where the file is the authors' own, for the record.
 
     Raises:
         UnsafeCheckpointError, UnknownModelError, WeightsError, ConfigError, InputError: one sentence; nothing
@@ -115,7 +117,7 @@ def convert(
     discriminator = None
     if not skip_discriminator and "d" in container.networks:
         discriminator = found.convert_discriminator(container.networks["d"])
-    record = json.dumps(_record(source, container, found, weights), indent=2) + "\n"
+    record = json.dumps(_record(source, container, found, weights, zoo), indent=2) + "\n"
     # All of it before the folder appears, so that no error comes after that.
     report = Report(
         output=user_path(output),
@@ -217,9 +219,12 @@ def _check_reload(generator: Any, folder: Path) -> None:
         )
 
 
-def _record(source: Path, container: Container, family: Family, weights: str) -> dict[str, Any]:
+def _record(
+    source: Path, container: Container, family: Family, weights: str, zoo: str | None
+) -> dict[str, Any]:
     """Where the weights come from: no times and no folders in it, so equal input gives equal bytes."""
     return {
+        **({"zoo": zoo} if zoo else {}),
         "source": {"file": source.name, **fingerprint(source)},
         "family": family.name,
         "container": container.layout,

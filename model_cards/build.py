@@ -21,15 +21,16 @@ from huggingface_hub import EvalResult, ModelCard
 from stylenat_hub import cards
 from stylenat_hub.errors import InputError
 from stylenat_hub.files import whole_file
-from stylenat_hub.locations import BUILTIN, builtin_models
+from stylenat_hub.locations import BUILTIN, builtin_models, status
+from stylenat_hub.models.base import MEAN_LATENTS
 from stylenat_hub.models.family import Checkpoint, Dataset
 from stylenat_hub.options import one_sentence
 from stylenat_hub.registry import CHECKPOINTS, FAMILIES, hub_id
-from stylenat_hub.summary import status
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
 PICTURE = "pictures.png"
+SECTIONS = ("data", "use", "not_for", "limits", "bias", "ethics")  # of `words/data-ID.md`
 _TABLE = re.compile(r"(?<=<!-- models -->\n).*?(?=<!-- /models -->)", re.DOTALL)
 
 
@@ -52,9 +53,9 @@ def build() -> dict[Path, str]:
 def card(record: Checkpoint, picture: str | None = None) -> ModelCard:
     """The card of a checkpoint. picture: a file beside it to show."""
     family = FAMILIES[record.family]
-    named = {"license_name": f"{record.name}-weights", "license_link": record.license_url}
+    named = {"license_name": f"{record.name}-weights", "license_link": "README.md"}
     data = cards.card_data(
-        family,
+        [family],
         license=record.license,
         name=record.name,
         evaluation=_results(record),
@@ -69,8 +70,9 @@ def card(record: Checkpoint, picture: str | None = None) -> ModelCard:
         parameters=f"{record.parameters / 1e6:.2f} M",
         status=_STATUS[status(record.name)],
         picture=picture,
+        gpu=any("NVIDIA" in row["machine"] for row in _benchmarks(record.name)),
         use=_use(record),
-        origin=_origin(record),
+        origin=_ORIGIN[_by(record)].format(**_source(record)),
         data=_link(record.dataset),
         words=words(record.dataset),
         made=_text(record.name),
@@ -82,7 +84,11 @@ def card(record: Checkpoint, picture: str | None = None) -> ModelCard:
 def words(dataset: Dataset) -> dict[str, str]:
     """What `words/data-ID.md` says: section -> Markdown."""
     parts = re.split(r"^## (\w+)\n", _text(f"data-{dataset.id}"), flags=re.MULTILINE)[1:]
-    return {name: text.strip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
+    found = {name: text.strip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
+    missing = [name for name in SECTIONS if not found.get(name)]
+    if missing:
+        raise InputError(f"words/data-{dataset.id}.md has no section(s) {', '.join(missing)}; write them")
+    return found
 
 
 def _text(name: str) -> str:
@@ -130,8 +136,6 @@ def _python(*lines: str) -> str:
 
 
 def _use(record: Checkpoint) -> str:
-    load = "pipe(seeds=range(8), truncation_psi=0.7).images  # a list of PIL images"
-    head = ("from stylenat_hub import GANPipeline", "")
     if status(record.name) == "none published":
         return _python(
             "from stylenat_hub import create_model",
@@ -142,38 +146,47 @@ def _use(record: Checkpoint) -> str:
         command = f"python -m conversion.convert --from {record.name} --output {record.name}"
         return (
             f"Once, in a clone of the project:\n\n```\n{command}\n```\n\nThen, beside that folder:\n\n"
-            + _python(*head, f'pipe = GANPipeline.from_pretrained("{record.name}")', load)
+            + _python(cards.snippet(FAMILIES[record.family], record.name))
         )
-    return _python(*head, f'pipe = GANPipeline.from_pretrained("{record.name}")', load)
+    return _python(cards.snippet(FAMILIES[record.family], record.name))
 
 
-def _origin(record: Checkpoint) -> str:
-    if record.origin_url is None:
-        return (
-            "They were trained by this project."
-            if status(record.name) == "ships"
-            else "There are none: the authors published no file."
-        )
+_ORIGIN = {
+    "here": "They were trained by this project.",
+    "nobody": "There are none: the authors published no file.",
+    "authors": (
+        "From the authors' file [{file}]({url}) ({known}).{copy} `conversion.convert` reads it without "
+        "executing anything in it, renames the tensors, estimates the mean style from {latents:,} latents, writes "
+        "safetensors, loads them again, and compares the picture. What it does is tested against tensors "
+        "recorded from the original code with random weights."
+    ),
+}
+
+
+def _by(record: Checkpoint) -> str:
+    """Who made the weights."""
+    return "here" if record.trained_here else "authors" if record.origin_url else "nobody"
+
+
+def _source(record: Checkpoint) -> dict[str, Any]:
     known = (
         f"its SHA-256 is `{record.source_sha256}`"
         if record.source_sha256
         else "its SHA-256 is not stated here, because nobody of this project has opened it; the conversion "
         "writes the one that it finds into `conversion.json`"
     )
-    file = f"[{Path(record.origin_url).name}]({record.origin_url})"
-    origin = f"From the authors' file {file} ({known})."
-    if record.origin_page:
-        origin = (
-            f"From the authors' file, of which there is a copy at {file} ({known}). Their own links are on "
-            f"[their page]({record.origin_page}); a file from there is converted with `python -m "
-            f"conversion.convert FILE --output {record.name}`."
-        )
-    return (
-        f"{origin} `conversion.convert` reads it without executing anything in it, renames the tensors, "
-        "estimates the mean style from 10,000 latents, writes safetensors, loads them again, and compares "
-        "the picture. What it does is tested against tensors recorded from the original code with random "
-        "weights."
+    url, page = record.origin_url or "", record.origin_page
+    copy = (
+        f" This is a copy: the authors' own links are on [their page]({page}), and a file from there is "
+        f"converted with `python -m conversion.convert FILE --output {record.name}`."
     )
+    return {
+        "file": Path(url).name,
+        "url": url,
+        "known": known,
+        "copy": copy if page else "",
+        "latents": MEAN_LATENTS,
+    }
 
 
 def _results(record: Checkpoint) -> list[EvalResult]:
@@ -186,7 +199,7 @@ def _results(record: Checkpoint) -> list[EvalResult]:
             metric_name=metric.name,
             metric_value=metric.value,
             source_name=None if metric.measured_here else metric.source,
-            source_url=None if metric.measured_here else f"https://arxiv.org/abs/{record.paper}",
+            source_url=None if metric.measured_here else metric.url,
         )
         for metric in record.metrics
     ]

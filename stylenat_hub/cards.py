@@ -11,18 +11,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import stylenat_hub
 from stylenat_hub.errors import ConfigError
+from stylenat_hub.metrics import KNOWN
 from stylenat_hub.models.family import Family
-from stylenat_hub.registry import FAMILIES
+from stylenat_hub.registry import CHECKPOINTS, find_class
 from stylenat_hub.weights import read_json
 
 LIBRARY = "stylenat_hub"
 TASK = "unconditional-image-generation"
 TEMPLATE = Path(__file__).parent / "card.md"
 MARK = "<!-- Written by stylenat_hub"  # a card without it is somebody's own and is never replaced
-# Metrics that training writes: how they are called, and what they compare.
-MEASURED = {
-    "swd": "sliced Wasserstein distance x 1000 (arXiv 1710.10196, section 5), lower is better",
-}
 _FILES = {
     "model_index.json": "names the parts, for diffusers",
     "generator": "the generator: config and weights (safetensors)",
@@ -46,15 +43,21 @@ _CONVERSION = {
 
 
 def card_data(
-    family: Family, *, license: str | None, name: str, evaluation: Sequence[EvalResult] = (), **fields: Any
+    families: Sequence[Family],
+    *,
+    license: str | None,
+    name: str,
+    evaluation: Sequence[EvalResult] = (),
+    **fields: Any,
 ) -> ModelCardData:
-    """The front matter that all cards of a family share. fields: more of `ModelCardData`'s."""
+    """The front matter that all cards share. families: those that have the model; a discriminator may be of
+    several. fields: more of `ModelCardData`'s."""
     results = {"model_name": name, "eval_results": list(evaluation)} if evaluation else {}
     return ModelCardData(
         library_name=LIBRARY,
         pipeline_tag=TASK,
         license=license,
-        tags=["gan", "transformer", family.name, *family.tags],
+        tags=list(dict.fromkeys(["gan", "transformer", *(t for f in families for t in (f.name, *f.tags))])),
         **results,
         **fields,
     )
@@ -68,14 +71,14 @@ def pushed_card(folder: Path, name: str, *, license: str | None = None, grid: st
     Raises `ConfigError` if the folder holds no model of the zoo.
     """
     model = folder / "generator" if (folder / "generator").is_dir() else folder
-    cls, family = model_class(model)
+    cls, families = model_class(model)
     training = _record(folder / "training.json", _TRAINING)
     conversion = _record(folder / "conversion.json", _CONVERSION)
     figures = _figures(training)
     names = sorted({path.relative_to(folder).parts[0] for path in folder.rglob("*") if path.is_file()})
     base = training.get("started_from")
     data = card_data(
-        family,
+        families,
         license=license,
         name=name.split("/")[-1],
         evaluation=[_result(figure, training) for figure in figures],
@@ -86,30 +89,34 @@ def pushed_card(folder: Path, name: str, *, license: str | None = None, grid: st
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         version=stylenat_hub.__version__,
         title=name.split("/")[-1],
-        summary=_summary(cls, family, model),
+        summary=_summary(cls, families, model),
         grid=grid,
-        use=_use(cls, name, pipeline=(folder / "model_index.json").is_file()),
+        use=_use(cls, families[0], name),
         diffusers=_with_diffusers(folder, name),
         origin=_origin(training, conversion),
         figures=figures,
         files=[(file, _FILES[file].format(name=name)) for file in names if file in _FILES],
-        license=f"The licence is {license}."
-        if license
-        else "Who pushed it states no licence: ask before use.",
-        family=family.title,
-        paper=family.checkpoints[0].paper,
-        citation=family.citation,
+        license=_licence(license, conversion),
+        families=families,
     )
 
 
-def model_class(folder: Path) -> tuple[type, Family]:
-    """The class of the model saved in a folder, and a family that has it. Raises `ConfigError`."""
+def model_class(folder: Path) -> tuple[type, tuple[Family, ...]]:
+    """The class of the model saved in a folder, and the families that have it. Raises `ConfigError`."""
     name = read_json(folder / "config.json").get("_class_name")
-    for family in FAMILIES.values():
-        for cls in (family.generator, family.discriminator):
-            if cls.__name__ == name:
-                return cls, family
+    if found := find_class(name):
+        return found
     raise ConfigError(f"{str(folder / 'config.json')!r} is of the class {name!r}, which is none of this zoo")
+
+
+def _licence(license: str | None, conversion: Mapping[str, Any]) -> str:
+    said = f"The licence is {license}." if license else "Who pushed it states no licence: ask before use."
+    if record := CHECKPOINTS.get(conversion.get("zoo", "")):
+        said += (
+            f" Of the original weights: {record.weights_license}. Of the data, {record.dataset.name}: "
+            f"{record.dataset.license}."
+        )
+    return said
 
 
 def _record(path: Path, needed: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
@@ -129,25 +136,31 @@ def _record(path: Path, needed: Mapping[tuple[str, ...], Any]) -> dict[str, Any]
     return record
 
 
-def _summary(cls: type, family: Family, folder: Path) -> str:
+def _summary(cls: type, families: Sequence[Family], folder: Path) -> str:
     import torch
 
     config = cls.config_class.from_dict(read_json(folder / "config.json"))
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in cls(config).parameters())
     size = f"{count / 1e6:.2f} M parameters, {config.resolution} x {config.resolution} px"
-    if cls is family.generator:
-        return f"A {family.title} generator ({size}): random latents in, pictures out."
-    return f"A {cls.__name__} ({size}): what generators of {family.title} are trained against."
-
-
-def _use(cls: type, name: str, pipeline: bool) -> str:
+    titles = " and ".join(family.title for family in families)
     if cls.component == "generator":
-        return (
-            "from stylenat_hub import GANPipeline\n\n"
-            f'pipe = GANPipeline.from_pretrained("{name}")\n'
-            "pipe(seeds=range(8), truncation_psi=0.7).images  # a list of PIL images"
-        )
+        return f"A {titles} generator ({size}): random latents in, pictures out."
+    return f"A {cls.__name__} ({size}): what generators of {titles} are trained against."
+
+
+def snippet(family: Family, name: str) -> str:
+    """The lines of Python that draw with a generator."""
+    return (
+        "from stylenat_hub import GANPipeline\n\n"
+        f'pipe = GANPipeline.from_pretrained("{name}")\n'
+        f"pipe(seeds=range(8), truncation_psi={family.truncation}).images  # a list of PIL images"
+    )
+
+
+def _use(cls: type, family: Family, name: str) -> str:
+    if cls.component == "generator":
+        return snippet(family, name)
     return f'from stylenat_hub import {cls.__name__}\n\n{cls.__name__}.from_pretrained("{name}")'
 
 
@@ -157,8 +170,8 @@ def _with_diffusers(folder: Path, name: str) -> str | None:
     load = f'DiffusionPipeline.from_pretrained("{name}"'
     if (folder / "pipeline.py").is_file():
         return (
-            "Without this library, with diffusers alone (this runs the code in `pipeline.py`: read it "
-            "first):\n\n"
+            "Or through diffusers, which asks for `trust_remote_code=True` because of the code in "
+            "`pipeline.py` (read it first); that works without this library, too:\n\n"
             f"```python\nfrom diffusers import DiffusionPipeline\n\n{load}, trust_remote_code=True)\n```"
         )
     return (
@@ -169,11 +182,12 @@ def _with_diffusers(folder: Path, name: str) -> str | None:
 
 def _origin(training: Mapping[str, Any], conversion: Mapping[str, Any]) -> str:
     if conversion:
-        source = conversion["source"]
+        source, record = conversion["source"], CHECKPOINTS.get(conversion.get("zoo", ""))
+        whose = f", the authors' file for `{record.name}` ({record.origin_url})" if record else ""
         return (
-            f"Converted from `{source['file']}` ({source['bytes']:,} bytes, SHA-256 `{source['sha256']}`), "
-            f"weights `{conversion['weights']}`, by `python -m conversion.convert`, which checks that the "
-            "result reloads to the same picture. `conversion.json` has the details."
+            f"Converted from `{source['file']}`{whose} ({source['bytes']:,} bytes, SHA-256 "
+            f"`{source['sha256']}`), weights `{conversion['weights']}`, by `python -m conversion.convert`, "
+            "which checks that the result reloads to the same picture. `conversion.json` has the details."
         )
     if training:
         return _trained(training)
@@ -203,21 +217,15 @@ def _trained(training: Mapping[str, Any]) -> str:
 
 def _figures(training: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the training measured last, at which image."""
-    measured = training.get("metrics") or {}
+    measured = training.get("metrics")
+    if not isinstance(measured, dict) or not isinstance(measured.get("images"), int):
+        return []
+    when = f"measured while training, at {measured['images']:,} images"
     return [
-        {
-            "id": key,
-            "name": MEASURED[key].split(" (")[0],
-            "value": f"{measured[key]:.2f}",
-            "protocol": _compared(key, measured),
-        }
-        for key in MEASURED
-        if key in measured
+        {"id": key, "name": name, "value": f"{measured[key]:.2f}", "protocol": f"{compares}; {when}"}
+        for key, (name, compares) in KNOWN.items()
+        if isinstance(measured.get(key), _NUMBER)
     ]
-
-
-def _compared(key: str, measured: Mapping[str, Any]) -> str:
-    return f"{MEASURED[key]}; measured while training, at {measured['images']:,} images"
 
 
 def _result(figure: Mapping[str, Any], training: Mapping[str, Any]) -> EvalResult:

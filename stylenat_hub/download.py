@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import os
 import re
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub import errors as hub_errors
-from huggingface_hub.utils import WeakFileLock, filter_repo_objects
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import WeakFileLock, filter_repo_objects, validate_hf_hub_args
 
 from stylenat_hub.errors import InputError, OldCopyWarning, WeightsError
 from stylenat_hub.remote import (
@@ -165,7 +168,7 @@ def _asked_for(wanted: _Wanted, force_download: bool) -> Snapshot:
 @contextlib.contextmanager
 def _sense(mend: Callable[[], None]) -> Iterator[None]:
     """Call `mend` where the client stumbles over what it reads: an answer that is no JSON, or what the cache
-    has noted. Raises `NotTheHubError`."""
+    has noted. Raises `NotTheHubError`, which says what it stumbled over."""
     try:
         yield
     except (*Failures, hub_errors.HFValidationError):
@@ -173,8 +176,21 @@ def _sense(mend: Callable[[], None]) -> Iterator[None]:
     except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
         if isinstance(error.__cause__, Failures):  # "force download failed due to the above error"
             raise error.__cause__ from None
+        if _called_wrongly(error):
+            raise
         mend()
-        raise NotTheHubError("an answer that is not the Hub's") from error
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+        raise NotTheHubError(f"an answer that is not the Hub's, {what}") from error
+
+
+def _called_wrongly(error: BaseException) -> bool:
+    """Has the client refused our call itself? That is a mistake here, or a new version of it, and no answer's
+    fault."""
+    if not isinstance(error, TypeError) or error.__traceback__ is None:
+        return False
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    # Its functions are called through one that checks their arguments.
+    return frame.f_code.co_filename in (__file__, inspect.getfile(validate_hf_hub_args))
 
 
 def _old_copy(wanted: _Wanted, failure: BaseException) -> Snapshot:
@@ -217,7 +233,7 @@ def _cached(wanted: _Wanted) -> Snapshot:
 def _storage(wanted: _Wanted, *parts: str) -> Path:
     """Where the cache keeps a repository."""
     cache = Path(wanted.cache_dir or constants.HF_HUB_CACHE).expanduser()
-    return cache.joinpath(f"models--{wanted.name.replace('/', '--')}", *parts)
+    return cache.joinpath(repo_folder_name(repo_id=wanted.name, repo_type="model"), *parts)
 
 
 def _forget(wanted: _Wanted) -> None:

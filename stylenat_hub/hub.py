@@ -19,7 +19,7 @@ from diffusers.configuration_utils import FrozenDict
 
 from stylenat_hub.errors import ConfigError, InputError, WeightsError
 from stylenat_hub.locations import Location, builtin_models, locate, without_weights
-from stylenat_hub.registry import FAMILIES
+from stylenat_hub.registry import FAMILIES, find_class
 from stylenat_hub.weights import (
     check_finite,
     check_headers,
@@ -113,13 +113,14 @@ def load_generator(source: str | os.PathLike[str], **kwargs: Any) -> Any:
 def generator_class(folder: Path) -> type:
     """The class of the generator saved in a model folder. Raises `ConfigError` if no family has it."""
     name = str(read_json(folder / "config.json").get("_class_name"))
-    classes = {family.generator.__name__: family.generator for family in FAMILIES.values()}
-    if name not in classes:
+    found = find_class(name)
+    if found is None or found[0].component != "generator":
+        known = ", ".join(sorted(family.generator.__name__ for family in FAMILIES.values()))
         raise ConfigError(
             f"{str(folder / 'config.json')!r} is of the class {name!r}; the generators of this version are "
-            f"{', '.join(sorted(classes))}"
+            f"{known}"
         )
-    return classes[name]
+    return found[0]
 
 
 def _load(

@@ -170,12 +170,28 @@ def builtin_models() -> list[str]:
     return sorted(path.parent.name for path in BUILTIN.glob("*/model_index.json"))
 
 
+def status(name: str) -> str:
+    """Where the weights of a checkpoint are: "ships", "on the Hub", "convert" or "none published"."""
+    record = find_checkpoint(name)
+    if name in builtin_models():
+        return "ships"
+    if record.published:
+        return "on the Hub"
+    return "convert" if record.origin_url else "none published"
+
+
 def without_weights(name: str) -> str:
     """One sentence for a zoo name whose weights are not to be had: how to get them, or that there are
     none."""
-    if name in builtin_models():
+    where = status(name)
+    if where == "ships":
         return f"{name!r} ships with this package: leave out namespace"
-    if find_checkpoint(name).origin_url is None:
+    if where == "on the Hub":
+        return (
+            f"the weights of {name!r} are published as {hub_id(name, NAMESPACE)!r}: load them while online, "
+            "without a namespace"
+        )
+    if where == "none published":
         return (
             f"the weights of {name!r} were never published; stylenat_hub.create_model({name!r}) builds the "
             "untrained network"

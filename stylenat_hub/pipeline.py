@@ -108,8 +108,10 @@ class GANPipeline(DiffusionPipeline):
         `trust_remote_code=True`. options: max_shard_size, revision (a branch), tag, commit_description.
         Returns the commit. More and errors: `publish.push_pipeline`.
         """
-        from stylenat_hub import publish  # late: it draws the grid with a pipeline
-
+        try:
+            from stylenat_hub import publish  # late: it draws the grid with a pipeline
+        except ImportError as error:  # this is the code that a repository carries, which is not all of it
+            raise InputError("publishing needs the whole package; install stylenat_hub") from error
         return publish.push_pipeline(
             self,
             repo_id,

@@ -25,6 +25,7 @@ from stylenat_hub.files import link, user_path
 from stylenat_hub.models.base import Discriminator, Generator, ZooModel
 from stylenat_hub.pictures import Grid, write_picture
 from stylenat_hub.pipeline import GANPipeline
+from stylenat_hub.registry import find_class
 from stylenat_hub.remote import pushing, retried
 from stylenat_hub.signals import Interrupted
 from stylenat_hub.uploads import address, full_id, make_repository, upload
@@ -38,9 +39,11 @@ from stylenat_hub.weights import (
 )
 
 GRID_CELL = 256  # px; the pictures of larger models are shown smaller
-TRUNCATION = 0.7
 # What of a folder is pushed beside its models and its checkpoint; anything else that lies in it is not.
-FILES = ("model_index.json", "training.json", "conversion.json", "README.md", "LICENSE", "samples.png")
+FILES = (
+    *("model_index.json", "training.json", "conversion.json", "README.md", "LICENSE"),
+    *("samples.png", "pictures.png"),
+)
 
 
 def push_pipeline(
@@ -228,6 +231,7 @@ def _check_and_draw(folder: Path, variant: str | None, samples: bool) -> str | N
             raise ConfigError(f"{str(folder)!r} is a pipeline without a generator; save it again")
         if (folder / "discriminator").is_dir():
             parts["discriminator"] = folder / "discriminator"
+    _check_pair(folder, parts)
     grid = None
     for path in parts.values():
         cls, _ = cards.model_class(path)
@@ -243,6 +247,20 @@ def _check_and_draw(folder: Path, variant: str | None, samples: bool) -> str | N
     return grid
 
 
+def _check_pair(folder: Path, parts: dict[str, Path]) -> None:
+    """Raise `ConfigError` if the discriminator is not of the generator's family and resolution."""
+    if "discriminator" not in parts:
+        return
+    found = {name: cards.model_class(path) for name, path in parts.items()}
+    (generator, (family, *_)), (judge, _) = found["generator"], found["discriminator"]
+    sizes = [read_json(parts[name] / "config.json").get("resolution") for name in parts]
+    if judge is not family.discriminator or len(set(sizes)) > 1:
+        raise ConfigError(
+            f"the discriminator of {str(folder)!r} is a {judge.__name__} for {sizes[-1]} px, which does not "
+            f"go with a {generator.__name__} for {sizes[0]} px; push the one it was trained against, or none"
+        )
+
+
 def _draw(generator: Generator, path: Path | None) -> str | None:
     """Draw 16 pictures, 4 of large models, into one PNG; in float32, which every device can compute. Without
     a path one picture, to see that it does.
@@ -252,7 +270,8 @@ def _draw(generator: Generator, path: Path | None) -> str | None:
     pipeline = GANPipeline(generator=generator)
     pipeline.set_progress_bar_config(disable=True)
     known = bool(generator.w_avg.isfinite().all())
-    count, truncation = 16 if generator.resolution <= GRID_CELL else 4, TRUNCATION if known else 1.0
+    usual = find_class(type(generator).__name__)[1][0].truncation
+    count, truncation = 16 if generator.resolution <= GRID_CELL else 4, usual if known else 1.0
     count = count if path else 1
     sheet = Grid(count, min(generator.resolution, GRID_CELL))
     try:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from stylenat_hub.errors import InputError, UnknownModelError
 from stylenat_hub.models import stylenat, styleswin
-from stylenat_hub.models.base import Generator
+from stylenat_hub.models.base import Generator, ZooModel
 from stylenat_hub.models.family import Checkpoint, Family
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "chosen_namespace",
     "create_model",
     "find_checkpoint",
+    "find_class",
     "hub_id",
     "list_models",
     "nearest",
@@ -93,6 +94,18 @@ def hub_id(name: str, namespace: str | None = None) -> str:
     Raises `UnknownModelError`, `InputError`.
     """
     return f"{chosen_namespace(namespace) or NAMESPACE}/{find_checkpoint(name).name}"
+
+
+def find_class(name: object) -> tuple[type[ZooModel], tuple[Family, ...]] | None:
+    """The model class of this name and the families that have it (a discriminator may be of several), or
+    None."""
+    found = {
+        cls: [family for family in FAMILIES.values() if cls in (family.generator, family.discriminator)]
+        for family in FAMILIES.values()
+        for cls in (family.generator, family.discriminator)
+        if cls.__name__ == name
+    }
+    return next(((cls, tuple(families)) for cls, families in found.items()), None)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

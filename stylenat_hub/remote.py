@@ -104,7 +104,7 @@ def patience() -> Iterator[None]:
             hf_raise_for_status(response)
 
     session = get_session()  # the client keeps one for all its requests
-    hooks = session.event_hooks["response"]
+    hooks = getattr(session, "event_hooks", {}).get("response", [])  # without such, it waits
     hooks.append(check)
     try:
         yield

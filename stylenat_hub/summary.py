@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from stylenat_hub import hub
+from stylenat_hub.errors import UnknownModelError
+from stylenat_hub.locations import status
 from stylenat_hub.models.config import ModelConfig
 from stylenat_hub.registry import CHECKPOINTS, SHAPES, chosen_namespace, hub_id, list_models
 from stylenat_hub.weights import check_headers, read_headers, read_json, read_tensor, weight_files
@@ -18,13 +20,19 @@ def describe(source: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:
     """Facts of a model: name, class, config, levels, parameters, and of its weights the bytes, type and
     `w_avg`.
 
-    A zoo name whose weights are not on this machine gives the record and the facts of its shape; `weights`
-    then says how to get them. kwargs, errors: as `hub.locate` and `hub.load_model`.
+    A zoo name whose weights are not to be had gives the record and the facts of its shape; `weights` then
+    says how to get them. Those on the Hub are downloaded. kwargs, errors: as `hub.locate` and
+    `hub.load_model`.
     """
     name = os.fspath(source)
     if _only_a_shape(name, kwargs.get("namespace")):
         return _without_weights(name)
-    location = hub.locate(source, **kwargs)
+    try:
+        location = hub.locate(source, **kwargs)
+    except UnknownModelError:
+        if _asked_for_more(name, kwargs):
+            raise
+        return _without_weights(name)
     cls = hub.generator_class(location.folder)
     config = cls.config_class.from_dict(read_json(location.folder / "config.json"))
     files = weight_files(location.folder, kwargs.get("variant"), location.listing)
@@ -37,7 +45,7 @@ def describe(source: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:
         "w_avg": "known" if mean is not None and bool(torch.isfinite(mean).all()) else "not known",
     }
     facts = {"name": location.name, **_shape(cls, config)}
-    if name in CHECKPOINTS and not os.path.isdir(name):  # it ships with this package
+    if name in CHECKPOINTS and not os.path.isdir(name):
         facts["record"] = dataclasses.asdict(CHECKPOINTS[name])
     return {**facts, "weights": weights}
 
@@ -48,6 +56,11 @@ def _only_a_shape(name: str, namespace: str | None) -> bool:
         return False
     record = CHECKPOINTS.get(name)
     return record is None or not (record.published or chosen_namespace(namespace))
+
+
+def _asked_for_more(name: str, kwargs: dict[str, Any]) -> bool:
+    """Was it more than a name of the zoo, whose shape is known without its weights?"""
+    return name not in CHECKPOINTS or os.path.isdir(name) or any(value for value in kwargs.values())
 
 
 def _without_weights(name: str) -> dict[str, Any]:
@@ -72,16 +85,6 @@ def list_checkpoints(pattern: str = "*", namespace: str | None = None) -> list[d
         }
         for name in list_models(pattern)
     ]
-
-
-def status(name: str) -> str:
-    """Where the weights of a checkpoint are: "ships", "on the Hub", "convert" or "none published"."""
-    record = CHECKPOINTS[name]
-    if name in hub.builtin_models():
-        return "ships"
-    if record.published:
-        return "on the Hub"
-    return "convert" if record.origin_url else "none published"
 
 
 def _blank(cls: type, config: ModelConfig) -> torch.nn.Module:

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import socketserver
+import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Mapping
@@ -303,7 +304,7 @@ def main(arguments: list[str] | None = None):
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
-            print("stopped")
+            print("stopped", file=sys.stderr)
 
 
 if __name__ == "__main__":

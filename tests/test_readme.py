@@ -59,8 +59,10 @@ def test_publish_your_own(hub, shell):
         program, *arguments = shlex.split(line)
         shell(*PYTHON[program], *arguments)
     shell("-c", python)
-    files = hub.files("me/my-church")
-    assert b"license: mit" in files["README.md"] and files["samples.png"].startswith(b"\x89PNG")
+    for name in ("me/my-church", "me/church-alone"):
+        files = hub.files(name)
+        assert b"license: mit" in files["README.md"] and files["samples.png"].startswith(b"\x89PNG")
+    assert b'"decay_start"' in hub.files("me/my-church")["README.md"]  # of the recipe
     assert "checkpoint/state.json" in hub.files("me/tiny-church")
 
 

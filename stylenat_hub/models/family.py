@@ -53,8 +53,8 @@ class Metric:
 
     name, id: as people and as the Hub call the metric. value: with as many decimals (`digits`) as the source
     prints. protocol: what was compared with what. source: where the figure stands: a paper's table, or a file
-    of this project. lower_is_better: what a good value is. measured_here: by this project, and not only
-    cited?
+    of this project; url: its address, if it has one. lower_is_better: what a good value is. measured_here: by
+    this project, and not only cited?
     """
 
     name: str
@@ -62,6 +62,7 @@ class Metric:
     value: float
     protocol: str
     source: str
+    url: str | None = None
     digits: int = 2
     lower_is_better: bool = True
     measured_here: bool = False
@@ -77,11 +78,12 @@ class Checkpoint:
 
     name: zoo name, `architecture-dataset-resolution`. preset: the family's preset with the same shapes.
     paper: arXiv id. license: what the Hub's list of licences calls that of the weights, "other" if it has no
-    name; code_license, weights_license: in words; license_url: their text. origin_url: the authors' original
-    file, or None if they published none; origin_page: their page, if what is at origin_url is somebody else's
-    copy; source_sha256: of that file, where known. published: are the weights on the Hub, in the zoo's own
-    namespace? revision: the commit there that was checked. sha256: of files of the pipeline folder, where
-    known.
+    name, None if there are no weights; code_license, weights_license: in words. origin_url: the authors'
+    original file, or None if they published none; origin_page: their page, if what is at origin_url is
+    somebody's copy; source_sha256: of that file, where known. trained_here: by this project, and not by the
+    authors? published: are the weights on the Hub, in the zoo's own namespace? revision: the commit there
+    that was checked. sha256: of the weights of a pipeline folder's parts, where known:
+    `generator/diffusion_pytorch_model.safetensors` -> hexadecimal.
     """
 
     name: str
@@ -91,14 +93,14 @@ class Checkpoint:
     dataset: Dataset
     parameters: int
     paper: str
-    license: str
+    license: str | None
     code_license: str
     weights_license: str
-    license_url: str
     description: str
     origin_url: str | None = None
     origin_page: str | None = None
     source_sha256: str | None = None
+    trained_here: bool = False
     published: bool = False
     revision: str | None = None
     sha256: Mapping[str, str] | None = None
@@ -109,7 +111,8 @@ class Checkpoint:
 class Family:
     """One model family: a folder under `models/` and one line in `registry.FAMILIES`.
 
-    tags: what the Hub's search should find it by, beside its name. citation: the paper, as BibTeX.
+    tags: what the Hub's search should find it by, beside its name. paper: arXiv id; citation: the same, as
+    BibTeX. truncation: what pictures for show are drawn with.
     generator: the `Generator` subclass. config: its config class, whose `presets` include `tiny`.
     recognise: does this original state dict of a generator belong to the family?
     infer_config: `(original state dict, *, args, preset, config) -> config`: args are the checkpoint's own
@@ -122,7 +125,9 @@ class Family:
     name: str
     title: str
     tags: tuple[str, ...]
+    paper: str
     citation: str
+    truncation: float
     generator: type[Generator]
     config: type[ModelConfig]
     checkpoints: tuple[Checkpoint, ...]

@@ -8,7 +8,6 @@ from stylenat_hub.models.stylenat.generator import StyleNATGenerator
 from stylenat_hub.models.stylenat.keys import convert_state_dict, infer_config, recognise
 
 _PUBLISHED = "https://shi-labs.com/projects/stylenat/checkpoints/"
-_LICENSE = "https://github.com/SHI-Labs/StyleNAT/blob/main/LICENSE"
 _PAPER = "2211.05770"
 _OF_FACES = (
     "no text of their own that we know of; the authors' code is MIT, FFHQ itself is CC BY-NC-SA 4.0: check "
@@ -38,14 +37,17 @@ CITATION = """\
 
 def _fid(value: float, digits: int, place: str) -> tuple[Metric, ...]:
     source = f"arXiv {_PAPER}, {place}"
-    return (Metric(name="FID-50k", id="fid", value=value, protocol=_FID, source=source, digits=digits),)
+    url = f"https://arxiv.org/abs/{_PAPER}"
+    return (Metric("FID-50k", "fid", value, protocol=_FID, source=source, url=url, digits=digits),)
 
 
 FAMILY = Family(
     name="stylenat",
     title="StyleNAT",
     tags=("neighborhood-attention",),
+    paper=_PAPER,
     citation=CITATION,
+    truncation=0.7,
     generator=StyleNATGenerator,
     config=StyleNATConfig,
     checkpoints=(
@@ -60,7 +62,6 @@ FAMILY = Family(
             license="other",
             code_license="MIT",
             weights_license=_OF_FACES,
-            license_url=_LICENSE,
             description="Faces at 256 px, two partitions per level, trained with flips",
             origin_url=_PUBLISHED + "FFHQ256_940k_flip.pt",
             metrics=_fid(2.046, 3, "abstract"),
@@ -76,7 +77,6 @@ FAMILY = Family(
             license="other",
             code_license="MIT",
             weights_license=_OF_FACES,
-            license_url=_LICENSE,
             description="Faces at 1024 px, two partitions per level",
             origin_url=_PUBLISHED + "FFHQ1024_700k.pt",
             metrics=_fid(4.174, 3, "abstract"),
@@ -89,10 +89,9 @@ FAMILY = Family(
             dataset=LSUN_CHURCH,
             parameters=48_922_352,
             paper=_PAPER,
-            license="other",
+            license=None,
             code_license="MIT",
             weights_license="none: no weights were ever published",
-            license_url=_LICENSE,
             description="Churches at 256 px, a pyramid of dilations; no weights were ever published",
             metrics=_fid(3.40, 2, "Table 4, 8 partitions"),
         ),
@@ -107,7 +106,7 @@ FAMILY = Family(
             license="mit",
             code_license="MIT",
             weights_license="MIT, the drawings included",
-            license_url="LICENSE",
+            trained_here=True,
             description="Drawn churches at 32 px, three partitions; ships with this package",
             sha256={
                 "generator/diffusion_pytorch_model.safetensors": (

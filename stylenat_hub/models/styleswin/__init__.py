@@ -48,7 +48,6 @@ def _published(preset: str, file: str, dataset: Dataset, fid: float, what: str) 
             f"MIT, as the authors' page says of code and models; {_DATA_TERMS[dataset.id]}: check before "
             "commercial use"
         ),
-        license_url=f"{_REPOSITORY}/blob/main/LICENSE",
         description=f"{what} at {size} px, windows of 8 x 8",
         origin_url=_COPIES + file,
         origin_page=_REPOSITORY,
@@ -59,6 +58,7 @@ def _published(preset: str, file: str, dataset: Dataset, fid: float, what: str) 
                 value=fid,
                 protocol=_FID_30K if dataset is CELEBA_HQ else _FID_50K,
                 source=f"arXiv {_PAPER}, and the authors' page",
+                url=f"https://arxiv.org/abs/{_PAPER}",
             ),
         ),
     )
@@ -68,7 +68,9 @@ FAMILY = Family(
     name="styleswin",
     title="StyleSwin",
     tags=("window-attention",),
+    paper=_PAPER,
     citation=CITATION,
+    truncation=0.7,
     generator=StyleSwinGenerator,
     config=StyleSwinConfig,
     checkpoints=(
