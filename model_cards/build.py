@@ -156,9 +156,9 @@ _ORIGIN = {
     "nobody": "There are none: the authors published no file.",
     "authors": (
         "From the authors' file [{file}]({url}) ({known}).{copy} `conversion.convert` reads it without "
-        "executing anything in it, renames the tensors, estimates the mean style from {latents:,} latents, writes "
-        "safetensors, loads them again, and compares the picture. What it does is tested against tensors "
-        "recorded from the original code with random weights."
+        "executing anything in it, renames the tensors, estimates the mean style from {latents:,} latents, "
+        "writes safetensors, loads them again, and compares the picture. What it does is tested against "
+        "tensors recorded from the original code with random weights."
     ),
 }
 
