@@ -169,9 +169,6 @@ def _family_of(state: Mapping[str, Any], name: str, families: Sequence[Family]) 
             f"{name!r} is not a checkpoint of {families[0].title}, but of {other.title}; pass --family "
             f"{other.name}, or leave it out"
         )
-    if any(key.endswith("attn.0.relative_position_bias_table") for key in state):
-        titles = ", ".join(family.title for family in FAMILIES.values())
-        raise WeightsError(f"{name!r} is a StyleSwin checkpoint, which is not supported yet; {titles} is")
     some = ", ".join(map(repr, list(state)[:4])) or "none"
     raise WeightsError(
         f"{name!r} is a checkpoint of another project: its generator has the tensors {some}, ...; allowed "

@@ -140,10 +140,10 @@ _ORIGIN = {
     "here": "They were trained by this project.",
     "nobody": "There are none: the authors published no file.",
     "authors": (
-        "From the authors' file [{file}]({url}) ({known}). `conversion.convert` reads it without executing "
-        "anything in it, renames the tensors, estimates the mean style from {latents:,} latents, writes "
-        "safetensors, loads them again, and compares the picture. What it does is tested against tensors "
-        "recorded from the original code with random weights."
+        "From the authors' file [{file}]({url}) ({known}).{copy} `conversion.convert` reads it without "
+        "executing anything in it, renames the tensors, estimates the mean style from {latents:,} latents, "
+        "writes safetensors, loads them again, and compares the picture. What it does is tested against "
+        "tensors recorded from the original code with random weights."
     ),
 }
 
@@ -160,8 +160,18 @@ def _source(record: Checkpoint) -> dict[str, Any]:
         else "its SHA-256 is not stated here, because nobody of this project has opened it; the conversion "
         "writes the one that it finds into `conversion.json`"
     )
-    url = record.origin_url or ""
-    return {"file": Path(url).name, "url": url, "known": known, "latents": MEAN_LATENTS}
+    url, page = record.origin_url or "", record.origin_page
+    copy = (
+        f" This is a copy: the authors' own links are on [their page]({page}), and a file from there is "
+        f"converted with `python -m conversion.convert FILE --output {record.name}`."
+    )
+    return {
+        "file": Path(url).name,
+        "url": url,
+        "known": known,
+        "copy": copy if page else "",
+        "latents": MEAN_LATENTS,
+    }
 
 
 def _results(record: Checkpoint) -> list[EvalResult]:

@@ -18,6 +18,8 @@ _PUBLIC = {
     "GANPipeline": "stylenat_hub.pipeline",
     "StyleNATConfig": "stylenat_hub.models.stylenat.config",
     "StyleNATGenerator": "stylenat_hub.models.stylenat.generator",
+    "StyleSwinConfig": "stylenat_hub.models.styleswin.config",
+    "StyleSwinGenerator": "stylenat_hub.models.styleswin.generator",
     "WaveletDiscriminator": "stylenat_hub.models.discriminator",
     "WaveletDiscriminatorConfig": "stylenat_hub.models.discriminator",
     "create_model": "stylenat_hub.registry",
@@ -29,6 +31,8 @@ __all__ = [
     "GANPipeline",
     "StyleNATConfig",
     "StyleNATGenerator",
+    "StyleSwinConfig",
+    "StyleSwinGenerator",
     "WaveletDiscriminator",
     "WaveletDiscriminatorConfig",
     "create_model",
@@ -41,6 +45,8 @@ if TYPE_CHECKING:
     from stylenat_hub.models.discriminator import WaveletDiscriminator, WaveletDiscriminatorConfig
     from stylenat_hub.models.stylenat.config import StyleNATConfig
     from stylenat_hub.models.stylenat.generator import StyleNATGenerator
+    from stylenat_hub.models.styleswin.config import StyleSwinConfig
+    from stylenat_hub.models.styleswin.generator import StyleSwinGenerator
     from stylenat_hub.pipeline import GANPipeline
     from stylenat_hub.registry import create_model, list_models
 

@@ -42,7 +42,8 @@ def benchmark(
     """Measure generation with random weights in the shape of `name` (as in `create_model`).
 
     batch: images per call. repeats: timed calls of each kind, taken in turn; the median counts. gather:
-    measure the gather formulation too (slow, and it needs several times the memory).
+    measure the gather formulation too (slow, and it needs several times the memory), if the model has
+    neighborhood attention; no other attention is timed by itself.
 
     Returns plain data: seconds per call (the median, and the range: a wide one means a busy machine), shares,
     ratios, GFLOP, peak memory in MiB, the machine and the versions.
@@ -53,7 +54,9 @@ def benchmark(
     threads = threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     model, latents = _build(name, batch, dtype, device)
-    shapes = _matrix_products(model, latents)
+    with _attention_clock() as clock:
+        shapes = _matrix_products(model, latents)
+    both = gather and clock[0] > 0  # a family without neighborhood attention has one formulation
     # The blocks' products are the floor; of a family without blocks it is those of all linear layers.
     block_shapes = [shape for path, shape in shapes if ".blocks." in path] or [shape for _, shape in shapes]
     if not shapes:
@@ -62,7 +65,7 @@ def benchmark(
         "tiled": lambda: _generate(model, latents, "tiled"),
         "matrix_products": _products(block_shapes, latents),
     }
-    if gather:
+    if both:
         kinds["gather"] = lambda: _generate(model, latents, "gather")
     times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
     for round_number in range(repeats + 1):
@@ -97,7 +100,7 @@ def benchmark(
         "ratio_to_matrix_products": seconds["tiled"] / seconds["matrix_products"],
         "machine": machine(device),
     }
-    if gather:
+    if both:
         result["gather_over_tiled"] = seconds["gather"] / seconds["tiled"]
     if device == "cpu":
         del model
@@ -126,7 +129,7 @@ def table(result: dict[str, Any]) -> str:
     head = (
         f"{result['model']}, {result['dtype']}, batch {result['batch']}, {result['threads']} threads: "
         f"{result['ratio_to_matrix_products']:.2f} times its {result['matrix_products_gflop']:.4g} GFLOP "
-        f"of matrix products, attention {100 * result['attention_share']:.0f} %"
+        f"of matrix products, neighborhood attention {100 * result['attention_share']:.0f} %"
     )
     if "gather_over_tiled" in result:
         head += f"; the gather formulation takes {result['gather_over_tiled']:.1f} times as long"

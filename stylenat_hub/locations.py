@@ -235,10 +235,12 @@ def without_weights(name: str) -> str:
             f"the weights of {name!r} were never published; stylenat_hub.create_model({name!r}) builds the "
             "untrained network"
         )
+    page = find_checkpoint(name).origin_page
+    other = f" (or, with FILE in place of --from {name}, one from their page, {page})" if page else ""
     return (
         f"nobody has put the weights of {name!r} on the Hub yet; convert the authors' file, in a clone of "
-        f"this project, with `python -m conversion.convert --from {name} --output {name}`, and give that "
-        "folder"
+        f"this project, with `python -m conversion.convert --from {name} --output {name}`{other}, and give "
+        "that folder"
     )
 
 

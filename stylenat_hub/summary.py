@@ -111,7 +111,7 @@ def render(facts: dict[str, Any]) -> str:
     ]
     record, weights = facts.get("record"), facts["weights"]
     if record:
-        keys = ("description", "paper", "code_license", "weights_license", "origin_url")
+        keys = ("description", "paper", "code_license", "weights_license", "origin_url", "origin_page")
         lines += [f"  {key}: {_plain(record[key])}" for key in keys if record[key] is not None]
         lines.append(f"  dataset: {record['dataset']['name']}, licence: {record['dataset']['license']}")
         lines += [

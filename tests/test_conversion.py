@@ -168,15 +168,6 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_written(
     assert [file.name for file in tmp_path.iterdir()] == ["bad.pt"]
 
 
-def test_a_styleswin_checkpoint_is_recognised_and_refused(tmp_path):
-    state = {
-        "input.input": torch.ones(1),
-        "layers.0.blocks.0.attn.0.relative_position_bias_table": torch.ones(1),
-    }
-    path = saved(tmp_path / "swin.pt", {"g": state, "d": {}, "g_ema": state})
-    refused(run(path, "--output", tmp_path / "out"), "is a StyleSwin checkpoint, which is not supported yet")
-
-
 def test_a_missing_average_offers_the_raw_generator(tmp_path, content):
     del content["state_dicts"]["g_ema"]
     path = saved(tmp_path / "raw.pt", content)

@@ -17,9 +17,8 @@ from safetensors.torch import load_file
 from conversion.containers import read_checkpoint
 from stylenat_hub import StyleNATConfig, StyleNATGenerator, create_model
 from stylenat_hub.errors import ConfigError, InputError
-from stylenat_hub.layers import style
+from stylenat_hub.layers import style, transformer
 from stylenat_hub.layers.resample import upsample_fir
-from stylenat_hub.models.stylenat import generator as stylenat_generator
 from stylenat_hub.models.stylenat.config import partition_heads
 from stylenat_hub.models.stylenat.keys import convert_state_dict, infer_config
 
@@ -235,7 +234,7 @@ def test_inference_in_parts_is_the_same_network(monkeypatch):
     z = torch.randn(2, generator.z_dim, dtype=torch.float64)
     wanted = generator(z).detach()
     monkeypatch.setattr(style, "PART", 100)
-    monkeypatch.setattr(stylenat_generator, "PART_BYTES", 5000)  # divides no level
+    monkeypatch.setattr(transformer, "PART_BYTES", 5000)  # divides no level
     with torch.no_grad():
         torch.testing.assert_close(generator(z), wanted, rtol=0, atol=1e-10)
 

@@ -50,6 +50,24 @@ _CHURCH = {
     "images": 64_000_000,
     "ema_half_life": 20_000,
 }
+_NO_BCR = {"bcr_real": 0.0, "bcr_fake": 0.0}
+
+
+def _styleswin(shape: str, batch: int, steps: int, decay_step: int | None, **fields: Any) -> dict[str, Any]:
+    """A recipe of arXiv 2112.10762, by the commands that its authors publish: `steps` of `batch` pictures."""
+    return {
+        **_PAPER,
+        "family": "styleswin",
+        "shape": shape,
+        "batch": batch,
+        "images": steps * batch,
+        "decay_start": decay_step and decay_step * batch,
+        "ema_half_life": batch * 10_000 / 32,
+        "flip": False,
+        **fields,
+    }
+
+
 _LEVELS_256 = 7  # 4 to 256 px
 
 
@@ -94,6 +112,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     # ones of its pyramid. The row of 6 has no recipe: the pyramid of 8 has 6 partitions at most as it is.
     "church-256-2": {**_CHURCH, "r1": 20.0, "images": 12_800_000, "generator": _pyramid(2)},
     "church-256-4": {**_CHURCH, "r1": 20.0, "images": 12_800_000, "generator": _pyramid(4)},
+    # The models that StyleSwin published: 8 GPUs with 4 pictures each at 256 px, with 2 at 1024 px. Its paper
+    # and commands say nothing of the average; its half-life follows from the code's decay, as above.
+    "styleswin-ffhq-256": _styleswin("ffhq-256", 32, 1_000_000, 775_000),
+    "styleswin-ffhq-1024": _styleswin("ffhq-1024", 16, 800_000, 600_000, **_NO_BCR),
+    "styleswin-celebahq-256": _styleswin("celebahq-256", 32, 800_000, 500_000, r1=5.0),
+    "styleswin-celebahq-1024": _styleswin("celebahq-1024", 16, 800_000, None, **_NO_BCR),
+    "styleswin-church-256": _styleswin("church-256", 32, 1_500_000, 1_300_000, r1=5.0, flip=True, **_NO_BCR),
     # arXiv 2106.07631: R1 at every step without the half (so twice their 10 here), EMA 0.999 per step of 256
     # from step 10 on, constant rates, no clipping. For the family `hit`.
     "hit-ffhq-256": {

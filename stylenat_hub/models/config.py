@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]: how most families normalise their pictures
+IMAGENET_STD = (0.229, 0.224, 0.225)
 WIDEST = 65_536  # channels; a bound that a damaged config.json meets before memory does
 
 

@@ -23,10 +23,16 @@ from stylenat_hub.layers.discriminator import (
 from stylenat_hub.models.base import Discriminator
 from stylenat_hub.models.config import WIDEST, ModelConfig, is_whole
 
+# As wide for both families at each size, though StyleSwin's generator is half as wide at 1024 px.
+_SHAPE_256 = {"resolution": 256, "channels": (128, 512, 512, 512, 512, 512)}
+_SHAPE_1024 = {"resolution": 1024, "channels": (32, 128, 256, 512, 512, 512, 512, 512)}
+
 PRESETS: dict[str, dict[str, Any]] = {
-    "ffhq-256": {"resolution": 256, "channels": (128, 512, 512, 512, 512, 512)},
-    "ffhq-1024": {"resolution": 1024, "channels": (32, 128, 256, 512, 512, 512, 512, 512)},
-    "church-256": {"resolution": 256, "channels": (128, 512, 512, 512, 512, 512)},
+    "ffhq-256": _SHAPE_256,
+    "ffhq-1024": _SHAPE_1024,
+    "celebahq-256": _SHAPE_256,
+    "celebahq-1024": _SHAPE_1024,
+    "church-256": _SHAPE_256,
     "toy-church": {"resolution": 32, "channels": (64, 128, 128)},
     "tiny": {"resolution": 32, "channels": (16, 32, 32)},
 }

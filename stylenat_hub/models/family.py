@@ -30,6 +30,15 @@ FFHQ = Dataset(
     license="CC BY-NC-SA 4.0 (the data set; each photograph also has a licence of its own)",
     url="https://github.com/NVlabs/ffhq-dataset",
 )
+CELEBA_HQ = Dataset(
+    name="CelebA-HQ",
+    id="celeba-hq",
+    license=(
+        "non-commercial research only, say the authors of CelebA, from whose photographs it is made; read "
+        "their agreement before any use"
+    ),
+    url="https://github.com/tkarras/progressive_growing_of_gans",
+)
 LSUN_CHURCH = Dataset(
     name="LSUN Church",
     id="lsun-church",
@@ -70,10 +79,11 @@ class Checkpoint:
     name: zoo name, `architecture-dataset-resolution`. preset: the family's preset with the same shapes.
     paper: arXiv id. license: what the Hub's list of licences calls that of the weights, "other" if it has no
     name, None if there are no weights; code_license, weights_license: in words. origin_url: the authors'
-    original file, or None if they published none; source_sha256: of that file, where known. trained_here: by
-    this project, and not by the authors? published: are the weights on the Hub, in the zoo's own namespace?
-    revision: the commit there that was checked. sha256: of the weights of a pipeline folder's parts, where
-    known: `generator/diffusion_pytorch_model.safetensors` -> hexadecimal.
+    original file, or None if they published none; origin_page: their page, if what is at origin_url is
+    somebody's copy; source_sha256: of that file, where known. trained_here: by this project, and not by the
+    authors? published: are the weights on the Hub, in the zoo's own namespace? revision: the commit there
+    that was checked. sha256: of the weights of a pipeline folder's parts, where known:
+    `generator/diffusion_pytorch_model.safetensors` -> hexadecimal.
     """
 
     name: str
@@ -88,6 +98,7 @@ class Checkpoint:
     weights_license: str
     description: str
     origin_url: str | None = None
+    origin_page: str | None = None
     source_sha256: str | None = None
     trained_here: bool = False
     published: bool = False

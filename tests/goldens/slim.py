@@ -5,10 +5,13 @@ the original code. Needed only if a recording is added or made again; no test ru
 
 * A checkpoint of plain data and `argparse.Namespace` is read and saved again without Adam's moments of
   tensors of more than 64 elements; container, parameter groups, their order and small states stay.
-* Of the blocks and levels of the two 64 px recordings every 7th token is kept where there are 1024 or more.
+* Of the blocks and levels of the 64 px recordings every 7th token is kept where there are 1024 or more.
+* Of StyleSwin's recording the RGB sums of 32 px and more are those of sample 0, and the discriminator's
+  wavelets, which StyleNAT's recordings test, are left out; so is `g`, which no test of that family needs.
 * The starting checkpoint of the training run has no `g_ema`, which is equal to its `g`.
 * The `mixed` checkpoint carries classes of a library that is not a dependency here, so it is copied as it is.
-* `full_size_shapes.json` keeps key -> shape of the three published or stated StyleNAT shapes.
+* `full_size_shapes.json` keeps key -> shape of the three published or stated StyleNAT shapes,
+  `styleswin_full_size_shapes.json` of StyleSwin's two.
 """
 
 from __future__ import annotations
@@ -32,10 +35,12 @@ SLIMMED = (
     "stylenat_hydra_church_style_64.pt",
     "stylenat_trainrun_init.pt",
     "stylenat_trainrun_final.pt",
+    "styleswin_ffhq_style_64.pt",
 )
 THINNED = (
     "stylenat_legacy_ffhq_style_64.io.safetensors",
     "stylenat_hydra_church_style_64.io.safetensors",
+    "styleswin_ffhq_style_64.io.safetensors",
 )
 COPIED = (
     "stylenat_mixed_first_public_32.pt",
@@ -51,6 +56,7 @@ SHAPES = {
     "ffhq-1024": "stylenat_ffhq1024_legacy_cm2",
     "church-256": "stylenat_church256_hydra_pyramid_minheads8_cm2",
 }
+STYLESWIN_SHAPES = {"ffhq-256": "styleswin_256_cm2", "ffhq-1024": "styleswin_1024_cm1"}
 
 
 def slim_optimizer(optimizer: dict) -> None:
@@ -70,6 +76,8 @@ def slim_checkpoint(source: Path, target: Path) -> None:
                 slim_optimizer(holder[key])
     if target.stem == "stylenat_trainrun_init":
         del checkpoint["state_dicts"]["g_ema"]  # equal to g
+    if target.stem.startswith("styleswin"):
+        del checkpoint["g"]
     torch.save(checkpoint, target)
 
 
@@ -79,6 +87,10 @@ def thin_steps(source: Path, target: Path) -> None:
     for name, tensor in tensors.items():
         if name.startswith(("block.", "feat.")) and tensor.shape[1] >= MANY:
             tensors[name] = tensor[:, ::STRIDE].contiguous()
+    if target.stem.startswith("styleswin"):
+        for name in ("rgb.2", "rgb.3"):
+            tensors[name] = tensors[name][:1].contiguous()
+        del tensors["d_dwt"], tensors["d_last_fromrgb_wavelet"]
     save_file(tensors, target, metadata=metadata)
 
 
@@ -87,15 +99,15 @@ def read(source: Path) -> tuple[dict, dict]:
         return file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def slim_shapes(source: Path, target: Path) -> None:
-    """Keep key -> shape of the generators named in `SHAPES`."""
+def slim_shapes(source: Path, target: Path, names: dict[str, str]) -> None:
+    """Keep key -> shape of the generators of these names."""
     full = json.loads(source.read_text(encoding="utf-8"))
     shapes = {
         preset: {
             "parameters": full[name]["params"],
             "tensors": {key: shape for key, (shape, *_) in full[name]["tensors"].items()},
         }
-        for preset, name in SHAPES.items()
+        for preset, name in names.items()
     }
     target.write_text(json.dumps(shapes, separators=(",", ":")) + "\n", encoding="utf-8")
 
@@ -115,7 +127,10 @@ def main(recordings: Path) -> None:
     for name in COPIED:
         shutil.copyfile(recordings / name, HERE / name)
     slim_losses(recordings / LOSSES, HERE / LOSSES)
-    slim_shapes(recordings / "full_size_shapes.json", HERE / "full_size_shapes.json")
+    slim_shapes(recordings / "full_size_shapes.json", HERE / "full_size_shapes.json", SHAPES)
+    slim_shapes(
+        recordings / "full_size_shapes.json", HERE / "styleswin_full_size_shapes.json", STYLESWIN_SHAPES
+    )
 
 
 if __name__ == "__main__":

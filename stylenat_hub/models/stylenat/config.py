@@ -6,10 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stylenat_hub.models.config import WIDEST, ModelConfig, is_whole
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from stylenat_hub.models.config import IMAGENET_MEAN, IMAGENET_STD, WIDEST, ModelConfig, is_whole
 
 
 def partition_heads(num_heads: int, partitions: int) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stylenat_hub.errors import ConfigError
+from stylenat_hub.models.original import at_level
 from stylenat_hub.models.stylenat.config import StyleNATConfig
 
 _PER_LEVEL = ("channels", "num_heads", "kernel_sizes", "dilations")
@@ -33,11 +34,6 @@ def agree(
     if "dilations" not in values:
         raise _no_dilations(facts)
     return StyleNATConfig(**values)
-
-
-def at_level(level: int) -> str:
-    """How errors name a level."""
-    return f"level {level} ({4 * 2**level} px)"
 
 
 def _sources(

@@ -1,0 +1,118 @@
+"""Hyper-parameters of StyleSwin (arXiv 2112.10762) and its published shapes as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from stylenat_hub.models.config import IMAGENET_MEAN, IMAGENET_STD, WIDEST, ModelConfig, is_whole
+
+WINDOW = 8
+
+
+def _shape(widths: Sequence[int], **fields: Any) -> dict[str, Any]:
+    """A preset as the paper states it: windows of 8 (4 at 4 px), 32 channels a head, 4 heads at least."""
+    return {
+        "resolution": 4 * 2 ** (len(widths) - 1),
+        "channels": tuple(widths),
+        "num_heads": tuple(max(width // 32, 4) for width in widths),
+        "window_sizes": (4,) + (WINDOW,) * (len(widths) - 1),
+        **fields,
+    }
+
+
+# All models of one size have one shape. At 1024 px the levels from 64 px on are half as wide.
+_SHAPE_256 = _shape((512, 512, 512, 512, 512, 256, 128))
+_SHAPE_1024 = _shape((512, 512, 512, 512, 256, 128, 64, 32, 16))
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "ffhq-256": _SHAPE_256,
+    "ffhq-1024": _SHAPE_1024,
+    "celebahq-256": _SHAPE_256,
+    "celebahq-1024": _SHAPE_1024,
+    "church-256": _SHAPE_256,
+    "tiny": _shape((32, 32, 32, 16), z_dim=32, w_dim=32, mapping_layers=4),
+}
+
+
+@dataclass(frozen=True)
+class StyleSwinConfig(ModelConfig):
+    """Everything that fixes the shape and the arithmetic of a StyleSwin generator.
+
+    Fields with one entry per level run from the 4 px level to the output resolution.
+
+    resolution: side of the square output, a power of two from 8 px. channels, num_heads, window_sizes: per
+    level. The first half of a level's heads attends in windows, the second half in windows shifted by half a
+    window; where one window is the whole level nothing is shifted.
+    image_mean, image_std: normalisation of the training images, per RGB channel (images in [0, 1]).
+
+    Source: arXiv 2112.10762, section 3, and the authors' code. Raises `ConfigError` on construction.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+
+    resolution: int
+    channels: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    window_sizes: tuple[int, ...]
+    z_dim: int = 512
+    w_dim: int = 512
+    mapping_layers: int = 8
+    mapping_lr_mul: float = 0.01
+    mlp_ratio: float = 4
+    qkv_bias: bool = True
+    image_mean: tuple[float, ...] = IMAGENET_MEAN
+    image_std: tuple[float, ...] = IMAGENET_STD
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.channels)
+
+    def level_size(self, level: int) -> int:
+        """Side of the token grid of a level, in pixels."""
+        return 4 * 2**level
+
+    def shift(self, level: int) -> int:
+        """How far the windows of the second half of the heads are moved, in pixels."""
+        window = self.window_sizes[level]
+        return window // 2 if window < self.level_size(level) else 0
+
+    def validate(self) -> None:
+        size = self.resolution
+        self.require(
+            is_whole(size, 8, 4096) and size & (size - 1) == 0, "resolution", "a power of two from 8 to 4096"
+        )
+        levels = size.bit_length() - 2
+        for field in ("channels", "num_heads", "window_sizes"):
+            value = getattr(self, field)
+            self.require(
+                isinstance(value, tuple) and len(value) == levels,
+                field,
+                f"{levels} entries, one per level from 4 to {size} px",
+            )
+        for field in ("z_dim", "w_dim"):
+            self.require_whole(field, 1, WIDEST)
+        self.require_whole("mapping_layers", 1, 64)
+        self.require_number("mapping_lr_mul", 0, 1e6)
+        self.require_number("mlp_ratio", 0, 64)
+        self.require(isinstance(self.qkv_bias, bool), "qkv_bias", "true or false")
+        self.require_rgb("image_mean")
+        self.require_rgb("image_std", low=0)
+        for level in range(levels):
+            self._validate_level(level)
+
+    def _validate_level(self, level: int) -> None:
+        size, at = self.level_size(level), f"at level {level} ({self.level_size(level)} px)"
+        width, heads, window = self.channels[level], self.num_heads[level], self.window_sizes[level]
+        # Channels enter a level through the position code: two sines and two cosines per axis at least.
+        fits = is_whole(width, 1, WIDEST) and (level == 0 or (width % 4 == 0 and width >= 8))
+        self.require(fits, "channels", f"a multiple of 4 from 8 to {WIDEST}, {at}, not {width!r}")
+        self.require(
+            round(width * self.mlp_ratio) >= 1, "mlp_ratio", f"enough for one hidden channel of {width} {at}"
+        )
+        fits = is_whole(heads, 2, WIDEST) and heads % 2 == 0 and width % heads == 0
+        self.require(fits, "num_heads", f"an even divisor of {width} channels {at}, not {heads!r}")
+        # 64 bounds the pairs of a window, 4096 x 4096 biases per head.
+        fits = is_whole(window, 2, 64) and size % window == 0
+        self.require(fits, "window_sizes", f"a divisor of {size} from 2 to 64 {at}, not {window!r}")
