@@ -54,15 +54,11 @@ def convert_tensorflow(variables: Variables, config: HiTConfig | HiTDiscriminato
     Raises:
         WeightsError: a variable is missing, unknown, misshapen or not finite; it names its path.
     """
-    cls, entries = (
-        (HiTGenerator, _generator(config))
-        if isinstance(config, HiTConfig)
-        else (HiTDiscriminator, _discriminator(config))
-    )
+    cls = HiTGenerator if isinstance(config, HiTConfig) else HiTDiscriminator
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in cls(config).state_dict().items()}
     converted, left = {}, set(variables)
-    for name, path, transform in entries:
+    for name, path, transform in _entries(config):
         tensor = _tensor(variables, path)
         left.discard(path)
         try:
@@ -80,6 +76,11 @@ def convert_tensorflow(variables: Variables, config: HiTConfig | HiTDiscriminato
             "another variant, and nothing is dropped silently"
         )
     return converted
+
+
+def tensorflow_paths(config: HiTConfig | HiTDiscriminatorConfig) -> dict[str, str]:
+    """Our name of each tensor, `w_avg` apart -> the path of its variable."""
+    return {name: path for name, path, _ in _entries(config)}
 
 
 def convert_state_dict(state: Variables) -> dict[str, Tensor]:
@@ -177,6 +178,10 @@ def _generator_facts(state: Variables) -> dict[str, Any]:
         "multi_query": all(key[1] == 1 for key in keys),
         "norm": "batch" if f"{crosses[0]}/norm/moving_mean" in state else "layer",
     }
+
+
+def _entries(config: HiTConfig | HiTDiscriminatorConfig) -> Iterator[Entry]:
+    return _generator(config) if isinstance(config, HiTConfig) else _discriminator(config)
 
 
 def _generator(config: HiTConfig) -> Iterator[Entry]:
