@@ -16,6 +16,10 @@ __version__ = "0.1.0"
 # that is installed, which takes seconds that `stylenat --help` or a data-loading worker need not wait for.
 _PUBLIC = {
     "GANPipeline": "stylenat_hub.pipeline",
+    "HiTConfig": "stylenat_hub.models.hit.config",
+    "HiTDiscriminator": "stylenat_hub.models.hit.discriminator",
+    "HiTDiscriminatorConfig": "stylenat_hub.models.hit.config",
+    "HiTGenerator": "stylenat_hub.models.hit.generator",
     "StyleNATConfig": "stylenat_hub.models.stylenat.config",
     "StyleNATGenerator": "stylenat_hub.models.stylenat.generator",
     "StyleSwinConfig": "stylenat_hub.models.styleswin.config",
@@ -29,6 +33,10 @@ _PUBLIC = {
 
 __all__ = [
     "GANPipeline",
+    "HiTConfig",
+    "HiTDiscriminator",
+    "HiTDiscriminatorConfig",
+    "HiTGenerator",
     "StyleNATConfig",
     "StyleNATGenerator",
     "StyleSwinConfig",
@@ -43,6 +51,9 @@ __all__ = [
 if TYPE_CHECKING:
     from stylenat_hub.attention import neighborhood_attention
     from stylenat_hub.models.discriminator import WaveletDiscriminator, WaveletDiscriminatorConfig
+    from stylenat_hub.models.hit.config import HiTConfig, HiTDiscriminatorConfig
+    from stylenat_hub.models.hit.discriminator import HiTDiscriminator
+    from stylenat_hub.models.hit.generator import HiTGenerator
     from stylenat_hub.models.stylenat.config import StyleNATConfig
     from stylenat_hub.models.stylenat.generator import StyleNATGenerator
     from stylenat_hub.models.styleswin.config import StyleSwinConfig

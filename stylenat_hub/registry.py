@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 
 from stylenat_hub.errors import InputError, UnknownModelError
-from stylenat_hub.models import stylenat, styleswin
+from stylenat_hub.models import hit, stylenat, styleswin
 from stylenat_hub.models.base import Generator, ZooModel
 from stylenat_hub.models.family import Checkpoint, Family
 
@@ -32,7 +32,9 @@ __all__ = [
 NAMESPACE = "stylenat-hub"  # the organisation on the Hub under which the zoo's own weights are looked for
 NAMESPACE_VARIABLE = "STYLENAT_HUB_NAMESPACE"
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (stylenat.FAMILY, styleswin.FAMILY)}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (stylenat.FAMILY, styleswin.FAMILY, hit.FAMILY)
+}
 
 CHECKPOINTS: dict[str, Checkpoint] = {
     checkpoint.name: checkpoint for family in FAMILIES.values() for checkpoint in family.checkpoints

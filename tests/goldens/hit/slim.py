@@ -1,0 +1,67 @@
+"""How the files of this folder were made from the full recordings: what is there is as it was recorded.
+
+`python tests/goldens/hit/slim.py RECORDINGS` rewrites the files here. Needed only if a recording is made
+again; no test runs it.
+
+* Intermediate results of 32 px and more keep the first sample only.
+* The weights are without the averaged generator, which has the same shapes.
+* The full-size pictures of HiT-B and HiT-L at 256 px keep every second row and column (`stride2`).
+* Of the blurs only that of the published models is kept.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+HERE = Path(__file__).parent
+LARGE = 32
+STEPS = ("infer.", "train.", "d.feat")
+HALVED = ("B256", "L256")
+COPIED = (
+    "losses.safetensors",
+    "generator_variants.safetensors",
+    "discriminator_variants.safetensors",
+    "fullsize.json",
+)
+OTHER_BLURS = ("blur3.", "blur5.", "blur6.", "blur7.")
+
+
+def read(source: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    with safe_open(source, "pt") as file:
+        return file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def first_sample(name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
+    large = name.startswith(STEPS) and tensor.dim() == 4 and tensor.shape[1] >= LARGE
+    return name, tensor[:1].contiguous() if large else tensor
+
+
+def halved(name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
+    model, _, what = name.partition(".")
+    if model in HALVED and what == "image_inference_stride1":
+        return f"{model}.image_inference_stride2", tensor[:, ::2, ::2].contiguous()
+    return name, tensor
+
+
+def main(recordings: Path) -> None:
+    for name in COPIED:
+        shutil.copyfile(recordings / name, HERE / name)
+    for name, change, dropped in (
+        ("io.safetensors", first_sample, ()),
+        ("fullsize.safetensors", halved, ()),
+        ("weights_step9.safetensors", lambda *entry: entry, ("ema_generator/", "global_step")),
+        ("ops.safetensors", lambda *entry: entry, OTHER_BLURS),
+    ):
+        metadata, tensors = read(recordings / name)
+        kept = dict(change(key, tensor) for key, tensor in tensors.items() if not key.startswith(dropped))
+        save_file(kept, HERE / name, metadata=metadata)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
