@@ -19,8 +19,10 @@ def ema_decay(
 
 
 @torch.no_grad()
-def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average = decay * average + (1 - decay) * model, for parameters only; buffers stay."""
-    for old, new in zip(average.parameters(), model.parameters(), strict=True):
+def update_ema(average: nn.Module, model: nn.Module, decay: float, *, statistics: bool = False) -> None:
+    """average = decay * average + (1 - decay) * model, for parameters, and with `statistics` for those of a
+    generator's batch norm; other buffers stay."""
+    old, new = ([*m.parameters(), *(m.statistics() if statistics else ())] for m in (average, model))
+    for kept, moved in zip(old, new, strict=True):
         # Not lerp_: the original's order of operations, which tells where a step is as small as the rounding.
-        old.mul_(decay).add_(new.to(old.dtype), alpha=1 - decay)
+        kept.mul_(decay).add_(moved.to(kept.dtype), alpha=1 - decay)

@@ -68,6 +68,30 @@ def _styleswin(shape: str, batch: int, steps: int, decay_step: int | None, **fie
     }
 
 
+# arXiv 2106.07631: R1 at every step without the half (so twice their 10 here), EMA 0.999 per step of 256
+# from step 10 on, constant rates, no clipping.
+_HIT = {
+    "family": "hit",
+    "shape": "b-256",
+    "batch": 256,
+    "images": 128_000_000,
+    "d_lr": 5e-5,
+    "g_lr": 5e-5,
+    "adam_eps": 1e-7,
+    "r1": 20.0,
+    "penalty_every": 1,
+    "bcr_real": 10.0,
+    "bcr_fake": 10.0,
+    "bcr_policy": HIT_POLICY,
+    "flip": True,
+    "clip_d": None,
+    "ema_half_life": 177_357,
+    "ema_start": 2_560,
+    "together": True,
+    "average_buffers": True,
+    "keras_epsilon": True,
+}
+
 _LEVELS_256 = 7  # 4 to 256 px
 
 
@@ -119,28 +143,18 @@ RECIPES: dict[str, dict[str, Any]] = {
     "styleswin-celebahq-256": _styleswin("celebahq-256", 32, 800_000, 500_000, r1=5.0),
     "styleswin-celebahq-1024": _styleswin("celebahq-1024", 16, 800_000, None, **_NO_BCR),
     "styleswin-church-256": _styleswin("church-256", 32, 1_500_000, 1_300_000, r1=5.0, flip=True, **_NO_BCR),
-    # arXiv 2106.07631: R1 at every step without the half (so twice their 10 here), EMA 0.999 per step of 256
-    # from step 10 on, constant rates, no clipping. For the family `hit`.
-    "hit-ffhq-256": {
-        "family": "hit",
-        "shape": "b-256",
-        "batch": 256,
-        "images": 128_000_000,
-        "d_lr": 5e-5,
-        "g_lr": 5e-5,
-        "adam_eps": 1e-7,
-        "r1": 20.0,
-        "penalty_every": 1,
-        "bcr_real": 10.0,
-        "bcr_fake": 10.0,
-        "bcr_policy": HIT_POLICY,
-        "flip": True,
-        "clip_d": None,
-        "ema_half_life": 177_357,
-        "ema_start": 2_560,
-        "together": True,
-        "average_buffers": True,
-        "keras_epsilon": True,
+    "hit-ffhq-256": _HIT,
+    # The same at 32 px, to try it out; rates as of the other small runs.
+    "hit-tiny": {
+        **_HIT,
+        "shape": "tiny",
+        "batch": 16,
+        "images": 16_000,
+        "d_lr": 4e-4,
+        "g_lr": 4e-4,
+        "r1": 1.0,
+        "ema_half_life": 1_000,
+        "ema_start": 160,
     },
     "toy-church": _TOY,
     # The same without dilation, and with one dilated partition: the papers' ablation in miniature.
@@ -203,9 +217,9 @@ class Recipe(ModelConfig):
     1. clip_d: largest norm of D's gradient in its main step, None for any. freeze_d: the discriminator's
     finest scales that stay as they are. flip: mirror half of the pictures.
 
-    together: update both players from the same forward pass. average_buffers: average the floating-point
-    buffers (statistics of batch norm) too. keras_epsilon: add Adam's epsilon outside of its bias correction.
-    These three are what HiT needs; no run can be started with them yet.
+    together: update both players from the same generated pictures, before either has moved, instead of D
+    first. average_buffers: average the generator's statistics of batch norm too, which a generator that has
+    them needs. keras_epsilon: add Adam's epsilon outside of its bias correction. HiT was trained with these.
 
     ema_half_life: images after which the averaged weights have forgotten half. ema_ramp_up: while that is
     more than this fraction of the images seen, use the fraction. ema_start: images until which the average is

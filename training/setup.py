@@ -124,6 +124,12 @@ def _players(generator: Any, discriminator: Any, recipe: Recipe) -> Players:
             f"the recipe's generator makes {generator.resolution} px and its discriminator reads "
             f"{discriminator.resolution} px; allowed: equal resolutions"
         )
+    if generator.statistics() and not recipe.average_buffers:
+        raise ConfigError(
+            "the generator keeps statistics of batch norm, and the recipe averages its weights only, so that "
+            "the average would never know them; add --set average_buffers=true, or take a recipe of its "
+            "family (--list-presets)"
+        )
     average = copy.deepcopy(generator).eval().requires_grad_(False)
     generator.train().requires_grad_(True)
     discriminator.train().requires_grad_(True)

@@ -7,7 +7,7 @@ in training mode moves its spectral norm by one power iteration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stylenat_hub.errors import ConfigError
+from training.adam import KerasAdam
 from training.augment import Augmentation, Consistency, Draws, make_augmentation
 from training.ema import ema_decay, update_ema
 from training.losses import LOSSES, balanced_consistency, gradient_penalty, weighted_penalty
@@ -68,10 +68,6 @@ class Game:
         draw: Callable[[torch.Tensor], torch.Tensor] | None = None,
         scaled: bool = False,
     ) -> None:
-        if recipe.together or recipe.average_buffers or recipe.keras_epsilon:
-            raise ConfigError(
-                "together, average_buffers and keras_epsilon are for HiT, and not implemented yet"
-            )
         self.recipe, self.players = recipe, players
         self.reduce, self.autocast = reduce, autocast
         self.consistency, self.augment = consistency, augment
@@ -86,8 +82,11 @@ class Game:
     def step(self, shards: Sequence[Shard], seen: int, *, penalise: bool) -> Scalars:
         """Both updates and the average, for the batch that follows `seen` images. Returns what to log."""
         self.set_rates(self.recipe.rate_factor(seen))
-        scalars = self.update_discriminator(shards, penalise=penalise)
-        scalars |= self.update_generator(shards)
+        if self.recipe.together:
+            scalars = self.update_together(shards, penalise=penalise)
+        else:
+            scalars = self.update_discriminator(shards, penalise=penalise)
+            scalars |= self.update_generator(shards)
         self.update_average(seen)
         return scalars
 
@@ -114,20 +113,39 @@ class Game:
 
     def update_discriminator(self, shards: Sequence[Shard], *, penalise: bool) -> Scalars:
         """The main step, then if `penalise` the gradient penalty: in the same step, or lazily in its own."""
-        penalise = penalise and self.recipe.penalised
-        lazy = penalise and self.recipe.lazy
-        found = []
+        found = [self._discriminator_pass(shard, len(shards), penalise) for shard in shards]
+        return self._apply_discriminator(found, shards, penalise)
+
+    def update_together(self, shards: Sequence[Shard], *, penalise: bool) -> Scalars:
+        """Both players from the same pictures, drawn once per shard, and before either of them has moved
+        (HiT, arXiv 2106.07631): a second forward pass would move batch norm's statistics again.
+        """
+        judged, drawn = [], []
         for shard in shards:
-            loss, scalars = self.discriminator_loss(shard)
-            if penalise and not lazy:
-                penalty, more = self.penalty(shard)
-                loss, scalars = loss + penalty, scalars | more
-            self.d_scaler.scale(loss / len(shards)).backward()
-            found.append(scalars)
+            with self.autocast():
+                fake = self.draw(shard.z_g)
+            judged.append(self._discriminator_pass(shard, len(shards), penalise, fake.detach()))
+            drawn.append(self._generator_pass(shard, len(shards), fake))
+        return self._apply_discriminator(judged, shards, penalise) | self._apply_generator(drawn)
+
+    def _discriminator_pass(
+        self, shard: Shard, shards: int, penalise: bool, fake: torch.Tensor | None = None
+    ) -> Scalars:
+        """Add this shard's part of D's gradient in its main step. shards: how many there are."""
+        loss, scalars = self.discriminator_loss(shard, fake)
+        if penalise and self.recipe.penalised and not self.recipe.lazy:
+            penalty, more = self.penalty(shard, fake)
+            loss, scalars = loss + penalty, scalars | more
+        self.d_scaler.scale(loss / shards).backward()
+        return scalars
+
+    def _apply_discriminator(
+        self, found: Sequence[Scalars], shards: Sequence[Shard], penalise: bool
+    ) -> Scalars:
         scalars = _means(found)
         norm = self._apply(self.d_optimizer, self.d_scaler, self.learning, self.recipe.clip_d)
         scalars["d_gradient_norm"] = norm
-        if lazy:
+        if penalise and self.recipe.lazy:
             scalars |= self.update_penalty(shards)
         return scalars
 
@@ -142,36 +160,50 @@ class Game:
         return _means(found)
 
     def update_generator(self, shards: Sequence[Shard]) -> Scalars:
-        """One step of the generator. The discriminator passes gradients on and keeps none."""
-        found = []
+        """One step of the generator."""
+        return self._apply_generator([self._generator_pass(shard, len(shards)) for shard in shards])
+
+    def _generator_pass(self, shard: Shard, shards: int, fake: torch.Tensor | None = None) -> Scalars:
+        """Add this shard's part of G's gradient. The discriminator passes gradients on and keeps none."""
         for parameter in self.learning:
             parameter.requires_grad_(False)
         try:
-            for shard in shards:
-                loss, scalars = self.generator_loss(shard)
-                self.g_scaler.scale(loss / len(shards)).backward()
-                found.append(scalars)
+            loss, scalars = self.generator_loss(shard, fake)
+            self.g_scaler.scale(loss / shards).backward()
         finally:
             for parameter in self.learning:
                 parameter.requires_grad_(True)
+        return scalars
+
+    def _apply_generator(self, found: Sequence[Scalars]) -> Scalars:
         scalars = _means(found)
         parameters = list(self.players.generator.parameters())
         scalars["g_gradient_norm"] = self._apply(self.g_optimizer, self.g_scaler, parameters, None)
         return scalars
 
     def update_average(self, seen: int) -> None:
-        """Move the averaged weights towards the generator's; `seen`: images before this batch."""
+        """Move the averaged weights, and statistics, towards the generator's; `seen`: images before this
+        batch."""
         recipe, batch = self.recipe, self.recipe.batch
         decay = ema_decay(batch, recipe.ema_half_life, recipe.ema_ramp_up, seen)
-        copying = seen + batch <= recipe.ema_start
-        update_ema(self.players.average, self.players.generator, 0.0 if copying else decay)
+        if seen + batch <= recipe.ema_start:
+            decay = 0.0
+        if recipe.average_buffers and self.reduce is not None:
+            # Each process has its own, unless they are synchronised. How they move is linear in what they
+            # were, so their mean after every step is the mean at the end.
+            average_tensors(self.players.generator.statistics(), self.reduce)
+        update_ema(self.players.average, self.players.generator, decay, statistics=recipe.average_buffers)
 
-    def discriminator_loss(self, shard: Shard) -> tuple[torch.Tensor, Scalars]:
-        """Logistic or relativistic loss with balanced consistency."""
+    def discriminator_loss(
+        self, shard: Shard, fake: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Scalars]:
+        """Logistic or relativistic loss with balanced consistency. fake: generated pictures without
+        gradients; by default drawn from `z_d`."""
         recipe, judge = self.recipe, self.players.discriminator
         with self.autocast():
-            with torch.no_grad():
-                fake = self.draw(shard.z_d)
+            if fake is None:
+                with torch.no_grad():
+                    fake = self.draw(shard.z_d)
             fake, real = fake.to(shard.real.dtype), shard.real
             fake_seen, real_seen = self._seen(fake, shard, "fake"), self._seen(real, shard, "real")
             fake_logits, real_logits = judge(fake_seen).float(), judge(real_seen).float()
@@ -190,16 +222,17 @@ class Game:
                 )
         return loss, {**scalars, "d_loss": loss.detach()}
 
-    def penalty(self, shard: Shard) -> tuple[torch.Tensor, Scalars]:
+    def penalty(self, shard: Shard, fake: torch.Tensor | None = None) -> tuple[torch.Tensor, Scalars]:
         """Weighted R1 on real pictures and R2 on generated ones, always in float32: its second derivative is
         too delicate for half precision. The gradient goes through the augmentation, as in StyleGAN2-ADA.
+        fake: as in `discriminator_loss`.
         """
         recipe, total, scalars = self.recipe, 0.0, {}
         parts: list[tuple[str, float]] = [("r1", recipe.r1), ("r2", recipe.r2)]
         for name, weight in parts:
             if weight > 0:
-                images = shard.real
-                if name == "r2":
+                images = shard.real if name == "r1" else fake
+                if images is None:
                     with torch.no_grad(), self.autocast():
                         images = self.draw(shard.z_d)
                 images = images.detach().to(shard.real.dtype).requires_grad_()
@@ -209,9 +242,11 @@ class Game:
                 scalars[name] = value.detach()
         return total, scalars
 
-    def generator_loss(self, shard: Shard) -> tuple[torch.Tensor, Scalars]:
+    def generator_loss(self, shard: Shard, fake: torch.Tensor | None = None) -> tuple[torch.Tensor, Scalars]:
+        """fake: generated pictures with gradients; by default drawn from `z_g`."""
         with self.autocast():
-            fake = self.draw(shard.z_g)
+            if fake is None:
+                fake = self.draw(shard.z_g)
             fake_logits = self.players.discriminator(self._seen(fake, shard, "generator")).float()
             real_logits = None
             if self.loss.paired:
@@ -236,7 +271,8 @@ class Game:
                 # As the original's: the penalty does not depend on the last bias, whose moments decay by it.
                 parameter.grad = torch.zeros_like(parameter)
         if self.reduce is not None:
-            average_gradients(parameters, self.reduce)  # scaled ones, so that all processes see an overflow
+            # scaled ones, so that all processes see an overflow
+            average_tensors([parameter.grad for parameter in parameters], self.reduce)
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, float("inf") if clip is None else clip)
         scaler.step(optimizer)
@@ -258,10 +294,11 @@ def augmentations(
 
 def optimizers(recipe: Recipe, players: Players) -> tuple[torch.optim.Adam, torch.optim.Adam]:
     """Adam for both players; D's is corrected for the additional steps of a lazy penalty (1912.04958)."""
-    generator = torch.optim.Adam(
+    adam = KerasAdam if recipe.keras_epsilon else torch.optim.Adam
+    generator = adam(
         players.generator.parameters(), recipe.g_lr, betas=(0.0, recipe.beta2), eps=recipe.adam_eps
     )
-    discriminator = torch.optim.Adam(
+    discriminator = adam(
         players.discriminator.parameters(),
         recipe.d_lr * recipe.lazy_correction,
         betas=(0.0, recipe.beta2**recipe.lazy_correction),
@@ -271,18 +308,17 @@ def optimizers(recipe: Recipe, players: Players) -> tuple[torch.optim.Adam, torc
 
 
 @torch.no_grad()
-def average_gradients(
-    parameters: Iterable[nn.Parameter], reduce: Callable[[torch.Tensor], torch.Tensor]
-) -> None:
-    """Replace every gradient by its mean over all processes, in one message.
+def average_tensors(tensors: Sequence[torch.Tensor], reduce: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Replace every tensor by its mean over all processes, in one message.
 
-    Not by DistributedDataParallel: its hooks do not fit several calls of a discriminator, gradients of
-    gradients and frozen parts.
+    Gradients not by DistributedDataParallel: its hooks do not fit several calls of a discriminator, gradients
+    of gradients and frozen parts.
     """
-    parameters = list(parameters)
-    flat = reduce(torch.cat([parameter.grad.flatten() for parameter in parameters]))
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad.copy_(part.view_as(parameter.grad))
+    if not tensors:
+        return
+    flat = reduce(torch.cat([tensor.flatten() for tensor in tensors]))
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 def _means(found: Sequence[Scalars]) -> Scalars:

@@ -241,6 +241,13 @@ class Generator(ZooModel):
         std = images.new_tensor(self.config["image_std"]).view(3, 1, 1)
         return (images * std + mean).clamp(0, 1)
 
+    def statistics(self) -> list[torch.Tensor]:
+        """The buffers that a pass in training mode moves and eval mode uses: those of batch norm; here none.
+
+        An average of the weights needs the average of these too.
+        """
+        return []
+
     @torch.no_grad()
     def estimate_w_avg(self, latents: int = MEAN_LATENTS, seed: int = MEAN_SEED) -> None:
         """Fill `w_avg` with the mean style of `latents` latents of one seed, summed in float64."""

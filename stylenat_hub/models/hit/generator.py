@@ -314,6 +314,10 @@ class HiTGenerator(Generator):
         with torch.no_grad():
             self.w_avg.zero_()
 
+    def statistics(self) -> list[torch.Tensor]:
+        norms = [module for module in self.modules() if isinstance(module, BatchNorm)]
+        return [kept for norm in norms for kept in (norm.running_mean, norm.running_var)]
+
     def level_rows(self) -> list[dict[str, Any]]:
         config = self.typed_config
         first = sum(p.numel() for part in (self.stem, self.embedding) for p in part.parameters())
