@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 
 import pytest
 import torch
-from hit_recordings import channels_first, generator_of, recorded
-from safetensors import safe_open
+from hit_recordings import channels_first, error, generator_of, recorded
 
+from stylenat_hub.errors import ConfigError
 from stylenat_hub.models.hit.keys import below, convert_discriminator, convert_tensorflow, tensorflow_paths
 from training.adam import KerasAdam
 from training.augment import HIT_POLICY, Consistency
-from training.ema import update_ema
+from training.ema import ema_decay, update_ema
 from training.recipes import Recipe
+from training.setup import new_players
 from training.steps import Game, Players, Shard
 
 BATCH, SIDE = 4, 64
@@ -61,18 +61,15 @@ def uniform(whole, low, count):
 
 def draws(step, kind):
     """The recorded draws as our augmentation's uniform numbers."""
-    raw = {name: recorded("train_steps")[f"step{step}.aug.{kind}.{name}"] for name in RAW}
+
+    def raw(name):
+        return recorded("train_steps")[f"step{step}.aug.{kind}.{name}"].flatten()
+
     reach = SIDE // 8
-    pair = [
-        [uniform(raw[f"{name}_{axis}"], *of) for axis in "hw"]
-        for name, of in (("translation", (-reach, 2 * reach + 1)), ("cutout", (0, SIDE + 1)))
-    ]
-    colour = {name: raw[name].flatten() for name in ("brightness", "saturation", "contrast")}
-    return {**colour, "translation": torch.stack(pair[0], 1), "cutout": torch.stack(pair[1], 1)}
-
-
-RAW = ["brightness", "saturation", "contrast"]
-RAW += [f"{name}_{axis}" for name in ("translation", "cutout") for axis in "hw"]
+    moved = [uniform(raw(f"translation_{axis}"), -reach, 2 * reach + 1) for axis in "hw"]
+    cut = [uniform(raw(f"cutout_{axis}"), 0, SIDE + 1) for axis in "hw"]
+    colours = {name: raw(name) for name in ("brightness", "saturation", "contrast")}
+    return {**colours, "translation": torch.stack(moved, 1), "cutout": torch.stack(cut, 1)}
 
 
 def shard(step):
@@ -125,3 +122,136 @@ def nine_steps_with_nothing_learned(optimizer):
             "exp_avg": torch.zeros_like(parameter),
             "exp_avg_sq": torch.zeros_like(parameter),
         }
+
+
+def ours(variables, model):
+    """Recorded variables of a model, or as many as there are, under our names and in our layout."""
+    like = model.state_dict()
+    paths = {name: path for name, path in tensorflow_paths(model.typed_config).items()}
+    whole = recorded("weights_step9")
+    root = "generator" if "w_avg" in like else "discriminator"
+    filled = {path: variables.get(path, whole[f"{root}/{path}"]) for path in paths.values()}
+    converted = convert_tensorflow(filled, model.typed_config)
+    return {name: converted[name] for name, path in paths.items() if path in variables}
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_losses(step):
+    report = trained()[step][0]
+    mine = {
+        "generator_total_loss": report["g_loss"],
+        "gradient_penalty": 10 * report["r1"],
+        "consistency_loss": report["d_loss"] - report["d_loss_main"],
+        "discriminator_total_loss": report["d_loss"] + 10 * report["r1"],
+    }
+    for name, value in mine.items():
+        wanted = recorded("train_steps")[f"step{step}.metric.{name}"][0]
+        torch.testing.assert_close(value, wanted, rtol=5e-5, atol=0)
+
+
+@pytest.mark.parametrize("name, count", [("generator", 140), ("discriminator", 28)])
+def test_gradients_of_the_first_step(name, count):
+    _, players, gradients, _ = trained()[0]
+    root = f"step0.grad.{name}/"
+    found = {k.removeprefix(root): v for k, v in recorded("train_steps").items() if k.startswith(root)}
+    wanted = ours(found, getattr(players, name))
+    large = [key for key in wanted if wanted[key].abs().max() > 1e-5]
+    assert len(large) >= count
+    assert {key: e for key in large if (e := error(gradients[name][key], wanted[key])) > 1e-3} == {}
+
+
+@pytest.mark.parametrize("step", [10, 12])
+@pytest.mark.parametrize("role", PLACES)
+def test_weights_and_statistics(step, role):
+    model = getattr(trained()[step - 10][1], role)
+    # at step 10 the average is a copy
+    root = PLACES["generator" if (step, role) == (10, "average") else role]
+    wanted, found = ours(below(recorded(f"weights_step{step}"), root), model), model.state_dict()
+    assert len(wanted) >= (6 if role == "discriminator" else 40)
+    for name in wanted:
+        apart = (found[name] - wanted[name]).abs()
+        if "running" in name:
+            assert apart.max() <= (1e-5 if step == 10 else 1e-3), name
+        elif not without_gradient(name):
+            assert apart.max() <= (2e-4 if step == 10 else 2e-3), name
+            assert (apart <= 2e-4).float().mean() >= 0.998, name
+
+
+@pytest.mark.parametrize("name", ["generator", "discriminator"])
+def test_moments(name):
+    _, players, _, moments = trained()[2]
+    compared = 0
+    for slot, key in (("m", "exp_avg"), ("v", "exp_avg_sq")):
+        end = f"/.OPTIMIZER_SLOT/{name}_optim/{slot}"
+        found = {k.removesuffix(end): v for k, v in recorded("weights_step12").items() if k.endswith(end)}
+        for parameter, wanted in ours(below(found, name), getattr(players, name)).items():
+            if not without_gradient(parameter):
+                got = moments[name][parameter][key]
+                assert (got - wanted).norm() <= 5e-2 * wanted.norm(), (parameter, slot)
+                compared += 1
+    assert compared >= (12 if name == "discriminator" else 50)
+
+
+def test_adam_by_itself():
+    found = recorded("optim")
+    rate, *betas, eps = found["adam.hyper_lr_beta1_beta2_eps"].tolist()
+    weights = torch.nn.Parameter(found["adam.var0"].clone())
+    adam = KerasAdam([weights], lr=rate, betas=tuple(betas), eps=eps)
+    for step in range(6):
+        weights.grad = found["adam.grads"][step].clone()
+        adam.step()
+        for got, name in (
+            (weights.detach(), "var"),
+            (adam.state[weights]["exp_avg"], "m"),
+            (adam.state[weights]["exp_avg_sq"], "v"),
+        ):
+            torch.testing.assert_close(
+                got, found[f"adam.{name}{step + 1}"], rtol=1e-5, atol=1e-7 * (name == "var")
+            )
+    assert adam.param_groups[0]["eps"] == eps  # what a step makes of it stays inside
+    # small gradients are where it matters: torch's own Adam moves ten times less far with them
+    plain = torch.nn.Parameter(found["adam.var0"].clone())
+    plain.grad = found["adam.grads"][0].clone()
+    torch.optim.Adam([plain], lr=rate, betas=tuple(betas), eps=eps).step()
+    assert (plain.detach() - found["adam.var1"]).abs().max() > 1e-4
+
+
+def test_the_average_by_itself():
+    found = recorded("optim")
+    average, model = (torch.nn.Linear(7, 1, bias=False) for _ in range(2))
+    with torch.no_grad():
+        average.weight.copy_(found["ema.before"])
+        model.weight.copy_(found["ema.value"])
+    update_ema(average, model, 0.999)
+    torch.testing.assert_close(average.weight[0].detach(), found["ema.after_decay_0.999"])
+
+
+def test_one_pass_of_the_generator_per_step():
+    """The statistics move once, and the average's with them."""
+    players = start()
+    before = [kept.clone() for kept in players.generator.statistics()]
+    passes = []
+    players.generator.register_forward_hook(lambda *_: passes.append(1))
+    Game(RECIPE, players, consistency=Consistency(HIT_POLICY)).step([shard(0)], 0, penalise=True)
+    assert len(passes) == 1 and len(before) > 20
+    for old, new, kept in zip(
+        before, players.generator.statistics(), players.average.statistics(), strict=True
+    ):
+        assert not torch.equal(old, new) and torch.equal(new, kept)
+
+
+def test_without_the_average_of_its_statistics_it_is_refused():
+    recipe = Recipe.preset("hit-tiny", average_buffers=False)
+    with pytest.raises(ConfigError, match=r"keeps statistics of batch norm.* --set average_buffers=true"):
+        new_players(recipe)
+    new_players(Recipe.preset("hit-tiny", average_buffers=False, generator={"norm": "layer"}))
+
+
+def test_the_papers_numbers():
+    recipe = Recipe.preset("hit-ffhq-256")
+    assert (recipe.batch, recipe.images, recipe.r1, recipe.penalty_every) == (256, 256 * 500_000, 20, 1)
+    assert (recipe.d_lr, recipe.g_lr, recipe.beta2, recipe.adam_eps) == (5e-5, 5e-5, 0.99, 1e-7)
+    assert (recipe.bcr_real, recipe.bcr_fake, recipe.bcr_policy, recipe.clip_d) == (10, 10, HIT_POLICY, None)
+    assert ema_decay(256, recipe.ema_half_life) == pytest.approx(0.999, abs=1e-8)
+    assert recipe.ema_start == 10 * 256 and recipe.decay_start is None
+    assert recipe.together and recipe.average_buffers and recipe.keras_epsilon and recipe.flip

@@ -67,6 +67,19 @@ def test_r1_goes_through_the_augmentation():
     assert scalars["r1"].item() == pytest.approx(48 * (3 / 48) ** 2) == loss.item()
 
 
+def test_together_the_gradients_are_those_of_one_player_after_the_other():
+    """At rates so small that nobody moves, and from the same latents."""
+    found = []
+    for together in (False, True):
+        recipe = replace(SMALL, together=together, g_lr=1e-12, d_lr=1e-12, penalty_every=1)
+        players = Players(Painter(), Marked(), Painter())
+        game, images = Game(recipe, players, consistency=plus), torch.full((4, 3, 4, 4), 5.0)
+        draws = {name: {"plus": 0.1} for name in ("bcr_real", "bcr_fake")}
+        report = game.step([Shard(images, torch.ones(4, 1), torch.ones(4, 1), draws)] * 2, 0, penalise=True)
+        found.append({name: value.item() for name, value in report.items()})
+    assert found[0] == pytest.approx(found[1]) and found[0]["g_gradient_norm"] > 0
+
+
 def test_the_average_copies_then_ramps_up_then_keeps_its_half_life():
     def moved(seen, **changes):
         recipe = replace(SMALL, batch=8, ema_half_life=80, **changes)
@@ -86,10 +99,26 @@ def test_the_average_copies_then_ramps_up_then_keeps_its_half_life():
     assert moved(40_000, ema_ramp_up=0.05) == pytest.approx(half, rel=1e-3)
 
 
-def test_what_hit_needs_is_refused_until_it_is_there():
-    for name in ("together", "average_buffers", "keras_epsilon"):
-        with pytest.raises(ConfigError, match="not implemented yet"):
-            Game(replace(SMALL, **{name: True}), Players(Painter(), Marked(), Painter()))
+@pytest.mark.parametrize("lazy", [False, True])
+def test_together_all_is_judged_before_anybody_moves(lazy):
+    """One generated picture per row for both, from G's latent; a lazy penalty is still a step of its own."""
+    recipe = replace(SMALL, together=True, penalty_every=2 if lazy else 1, r2=1.0, g_lr=0.5, d_lr=0.5)
+    judge = Marked()
+    game = Game(recipe, Players(Painter(), judge, Painter()), consistency=plus, augment=plus)
+    draws = {"real": 0.1, "fake": 0.2, "generator": 0.3, "bcr_real": 0.01, "bcr_fake": 0.02}
+    shard = Shard(
+        torch.full((4, 3, 4, 4), 5.0),
+        torch.full((4, 1), 7.0),
+        torch.ones(4, 1),
+        {name: {"plus": value} for name, value in draws.items()},
+    )
+    game.step([shard], 0, penalise=True)
+    main, penalty = [1.2, 5.1, 1.22, 5.11], [5.1, 1.2]
+    if lazy:  # by then G draws its latent half as bright, or half as bright again: it has not moved yet
+        penalty[1] = 7.2
+        assert judge.seen == pytest.approx([*main, 1.3, *penalty])
+    else:
+        assert judge.seen == pytest.approx([*main, *penalty, 1.3])
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -7,6 +7,7 @@ again; no test runs it.
 * The weights are without the averaged generator, which has the same shapes.
 * The full-size pictures of HiT-B and HiT-L at 256 px keep every second row and column (`stride2`).
 * Of the blurs only that of the published models is kept.
+* Of each network after training steps every fifth variable is kept, with Adam's moments.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ COPIED = (
     "generator_variants.safetensors",
     "discriminator_variants.safetensors",
     "fullsize.json",
+    "train_steps.safetensors",
+    "optim.safetensors",
 )
+SLOT = "/.OPTIMIZER_SLOT/"
 OTHER_BLURS = ("blur3.", "blur5.", "blur6.", "blur7.")
 
 
@@ -49,6 +53,15 @@ def halved(name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
     return name, tensor
 
 
+def fifths(tensors: dict[str, torch.Tensor]) -> set[str]:
+    """Every fifth variable of each network."""
+    found: set[str] = set()
+    for network in ("generator/", "ema_generator/", "discriminator/"):
+        names = sorted(name for name in tensors if name.startswith(network) and SLOT not in name)
+        found.update(names[::5])
+    return found
+
+
 def main(recordings: Path) -> None:
     for name in COPIED:
         shutil.copyfile(recordings / name, HERE / name)
@@ -61,6 +74,12 @@ def main(recordings: Path) -> None:
         metadata, tensors = read(recordings / name)
         kept = dict(change(key, tensor) for key, tensor in tensors.items() if not key.startswith(dropped))
         save_file(kept, HERE / name, metadata=metadata)
+    for step in (10, 12):
+        metadata, tensors = read(recordings / f"weights_step{step}.safetensors")
+        kept = {
+            name: tensor for name, tensor in tensors.items() if name.partition(SLOT)[0] in fifths(tensors)
+        }
+        save_file(kept, HERE / f"weights_step{step}.safetensors", metadata=metadata)
 
 
 if __name__ == "__main__":
