@@ -45,10 +45,11 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
     for place in range(at, min(at + 10, len(data))):
         value |= (data[place] & 0x7F) << 7 * (place - at)
         if data[place] < 0x80:
-            if value >> 64:
+            # An upper zero adds nothing and is never written; a flipped bit could bring one in, unseen.
+            if value >> 64 or (data[place] == 0 and place > at):
                 break
             return value, place + 1
-    raise DamagedError("is damaged (a number in it has no end)")
+    raise DamagedError("is damaged (a number in it does not end as it must)")
 
 
 def _entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
