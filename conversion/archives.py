@@ -52,7 +52,9 @@ def check_container(path: Path) -> Archive | None:
     Raises `WeightsError` or `UnsafeCheckpointError` if the file is damaged, ambiguous or neither of them.
     """
     if not path.exists():
-        raise WeightsError(f"there is no file {str(path)!r}; name an original checkpoint (.pt, .pth)")
+        raise WeightsError(
+            f"there is no file {str(path)!r}; name an original checkpoint (.pt, .pth, or TensorFlow's ckpt-N)"
+        )
     if path.is_dir():
         raise WeightsError(f"{str(path)!r} is a folder; name an original checkpoint file (.pt, .pth)")
     with path.open("rb") as file:

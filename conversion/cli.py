@@ -26,7 +26,11 @@ app = typer.Typer(
 def command(
     checkpoint: Annotated[
         Path | None,
-        typer.Argument(metavar="CKPT", help="Original checkpoint file (.pt, .pth).", show_default=False),
+        typer.Argument(
+            metavar="CKPT",
+            help="Original checkpoint: a file (.pt, .pth), or TensorFlow's folder.",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -45,11 +49,17 @@ def command(
     family: Annotated[
         str | None, typer.Option(metavar="NAME", help="Model family; default: the tensors tell.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Preset that states the dilations.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Preset that states what no tensor tells.")] = None,
     config: Annotated[
         Path | None, typer.Option(help="JSON file with config fields, such as 'dilations'.")
     ] = None,
-    weights: Annotated[str, typer.Option(help="Generator to take: g_ema (averaged) or g.")] = "g_ema",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Generator: g_ema (averaged) or g; TensorFlow's: ema_generator or generator.",
+            show_default="the averaged one",
+        ),
+    ] = None,
     skip_discriminator: Annotated[bool, typer.Option("--skip-discriminator", help="Do not keep it.")] = False,
     ignore_metadata: Annotated[
         bool, typer.Option("--ignore-metadata", help="Read unknown metadata types as inert stand-ins.")
@@ -67,8 +77,10 @@ def command(
         raise typer.BadParameter("name the folder to write with --output DIR")
     if preset is not None and config is not None:
         raise typer.BadParameter("--preset and --config exclude each other")
-    if weights not in ("g_ema", "g"):
-        raise typer.BadParameter(f"--weights is {weights!r}; allowed: g_ema, g")
+    if weights not in (None, "g_ema", "g", "ema_generator", "generator"):
+        raise typer.BadParameter(
+            f"--weights is {weights!r}; allowed: g_ema, g (PyTorch), ema_generator, generator (TensorFlow)"
+        )
     with one_sentence(debug, "interrupted; nothing was written"):
         # Imported here, because it is heavy: `--help` is quick.
         from conversion import convert as conversion

@@ -1,4 +1,7 @@
-"""The layouts in which the original code has saved checkpoints, read into tensors and plain data."""
+"""The layouts in which the originals' code has saved checkpoints, read into tensors and plain data.
+
+PyTorch's files are read here, TensorFlow's by `conversion.variables`.
+"""
 
 from __future__ import annotations
 
@@ -10,47 +13,60 @@ import torch
 from torch import Tensor
 
 from conversion.pickles import StandIn, load_inert, printable
+from conversion.variables import DISCRIMINATOR, GENERATORS, find_index, read_networks
 from stylenat_hub.errors import UnsafeCheckpointError, WeightsError
 
-_NETWORKS = ("g_ema", "g", "d")
+_GENERATORS = ("g_ema", "g")
+_NETWORKS = (*_GENERATORS, "d")
+# What `--weights` takes: of PyTorch's and of TensorFlow's files, the averaged one first.
+WEIGHTS = (*_GENERATORS, *GENERATORS)
 _DEEPEST = 64
 _MOST_VALUES = 1_000_000
 
 
 @dataclass(frozen=True)
 class Container:
-    """One checkpoint file.
+    """One checkpoint.
 
-    layout: which of the known layouts it has, in words. networks: state dicts under `g_ema`, `g` and `d`, as
-    far as present; a bare state dict stands under both `g_ema` and `g`. args: the recorded arguments as plain
-    data, or None. facts: other plain data that the file records (`eval_info`, an iteration). ignored: names
-    of types that were read as inert stand-ins.
+    layout: which of the known layouts it has, in words. networks: state dicts, as far as present, under
+    `g_ema`, `g` and `d`, or in TensorFlow's under `ema_generator`, `generator` and `discriminator`; a bare
+    state dict stands under both `g_ema` and `g`. args: the recorded arguments as plain data, or None. facts:
+    other plain data that is recorded (`eval_info`, an iteration). files: those it consists of. ignored: names
+    of types that were read as inert stand-ins. default: the generator to take unless told otherwise.
+    discriminator: the name of that network.
     """
 
     layout: str
     networks: dict[str, dict[str, Tensor]]
     args: dict[str, Any] | None
     facts: dict[str, Any]
+    files: tuple[Path, ...]
     ignored: tuple[str, ...] = ()
+    default: str = "g_ema"
+    discriminator: str = "d"
 
     def network(self, name: str) -> dict[str, Tensor]:
-        """The state dict under `name` ("g_ema", "g"). Raises `WeightsError` saying which ones there are."""
+        """The state dict under `name`, one of `WEIGHTS`. Raises `WeightsError` saying which there are."""
         if name not in self.networks:
             there = ", ".join(map(repr, self.networks)) or "none"
-            other = next((key for key in ("g_ema", "g") if key in self.networks), None)
-            hint = f"; pass --weights {other}" if other else "; it holds no generator"
+            others = " or ".join(key for key in WEIGHTS if key in self.networks)
+            hint = f"; pass --weights {others}" if others else "; it holds no generator"
             raise WeightsError(f"the checkpoint has no {name!r} weights (it has {there}){hint}")
         return self.networks[name]
 
 
 def read_checkpoint(path: str | Path, *, ignore_metadata: bool = False) -> Container:
-    """Read an original checkpoint file of any known layout. Executes nothing that the file carries.
+    """Read an original checkpoint of any known layout. Executes nothing that the file carries.
+
+    path: the file; of a TensorFlow checkpoint also its prefix or folder, see `variables.find_index`.
 
     Raises:
         UnsafeCheckpointError: the file carries something other than tensors and plain data, by name.
         WeightsError: no such file, or it is empty, truncated, damaged, or of no known layout.
     """
     path = Path(path)
+    if index := find_index(path):
+        return _read_tensorflow(index)
     content, ignored = load_inert(path, ignore_metadata=ignore_metadata)
     if not isinstance(content, dict):
         raise WeightsError(
@@ -70,7 +86,22 @@ def read_checkpoint(path: str | Path, *, ignore_metadata: bool = False) -> Conta
         networks={name: _state_dict(name, state) for name, state in found.items()},
         args=args if isinstance(args, dict) else None,
         facts=facts,
+        files=(path,),
         ignored=ignored,
+    )
+
+
+def _read_tensorflow(index: Path) -> Container:
+    found = read_networks(index)
+    return Container(
+        layout="TensorFlow bundle",
+        networks=found.networks,
+        args=None,
+        facts=found.facts,
+        files=found.files,
+        # Their trainer keeps an average only if it is told to.
+        default=next((name for name in GENERATORS if name in found.networks), GENERATORS[0]),
+        discriminator=DISCRIMINATOR,
     )
 
 

@@ -1,4 +1,4 @@
-"""Original checkpoint file -> a folder that `GANPipeline.from_pretrained` reads.
+"""Original checkpoint -> a folder that `GANPipeline.from_pretrained` reads.
 
     python -m conversion.convert CKPT --output DIR
     python -m conversion.convert --from stylenat-ffhq-256 --output DIR
@@ -29,8 +29,8 @@ from typing import Any
 import torch
 
 import stylenat_hub
-from conversion.containers import Container, read_checkpoint
-from stylenat_hub.errors import ConfigError, InputError, UnknownModelError, WeightsError
+from conversion.containers import WEIGHTS, Container, read_checkpoint
+from stylenat_hub.errors import ConfigError, InputError, UnknownModelError, WeightsError, shown
 from stylenat_hub.files import check_folder, user_path, whole_folder
 from stylenat_hub.models.base import MEAN_LATENTS, MEAN_SEED
 from stylenat_hub.models.config import ModelConfig
@@ -83,41 +83,54 @@ def convert(
     family: str | None = None,
     preset: str | None = None,
     config: ModelConfig | Mapping[str, Any] | None = None,
-    weights: str = "g_ema",
+    weights: str | None = None,
     skip_discriminator: bool = False,
     ignore_metadata: bool = False,
     overwrite: bool = False,
     zoo: str | None = None,
 ) -> Report:
-    """Convert an original checkpoint file to the pipeline layout, whole or not at all.
+    """Convert an original checkpoint to the pipeline layout, whole or not at all.
 
-    checkpoint: the file. output: a folder that does not exist or is empty; with `overwrite` also an earlier
-    result, with nothing else in it. family: its name in the zoo; by default the tensors tell. preset, config:
-    where the dilations come from if the file does not record them; checked against the tensors in any case.
-    weights: "g_ema" (the averaged generator) or "g". skip_discriminator: do not keep the discriminator's
-    tensors. ignore_metadata: read unknown metadata types as inert stand-ins instead of refusing the file.
-    zoo: the checkpoint's name in the zoo, where the file is the authors' own, for the record.
+    checkpoint: the file; of a TensorFlow checkpoint also its prefix (`ckpt-12`) or its folder, which means
+    the latest. output: a folder that does not exist or is empty; with `overwrite` also an earlier result,
+    with nothing else in it. family: its name in the zoo; by default the tensors tell. preset, config: what
+    no tensor tells and the file does not record, such as dilations or the sides of blocks; checked against
+    the tensors in any case; what config has under "discriminator" is the discriminator's. weights: "g_ema"
+    (the averaged generator) or "g", in TensorFlow's checkpoints "ema_generator" or "generator"; by default
+    the averaged one, in these the other if it is the only one. skip_discriminator: do not keep the
+    discriminator's tensors. ignore_metadata: read unknown metadata types as inert stand-ins instead of
+    refusing the file. zoo: the checkpoint's name in the zoo, where the file is the authors' own, for the
+    record.
 
     Raises:
         UnsafeCheckpointError, UnknownModelError, WeightsError, ConfigError, InputError: one sentence; nothing
             is written then. Interrupted: Ctrl-C came too late to stop it: the folder is whole.
     """
-    if weights not in ("g_ema", "g"):
-        raise InputError(f"weights is {weights!r}; allowed: 'g_ema' (the averaged generator) or 'g'")
+    if weights not in (None, *WEIGHTS):
+        raise InputError(
+            f"weights is {weights!r}; allowed: 'g_ema' (the averaged generator) or 'g', of a TensorFlow "
+            "checkpoint 'ema_generator' or 'generator'"
+        )
     families = _families(family)
     source = user_path(checkpoint)
     check_output(output, overwrite=overwrite, inputs=(source,))
     container = read_checkpoint(source, ignore_metadata=ignore_metadata)
+    weights = weights or container.default
     original = container.network(weights)
-    found = _family_of(original, source.name, families)
+    found = _family_of(original, container.files[0].name, families)
     if preset is not None:
         preset = preset.removeprefix(f"{found.name}-")  # the zoo's names are taken too
+    config, judge_config = _split(config)
     values = found.infer_config(original, args=container.args, preset=preset, config=config)
     generator = _build(found, values, found.convert_state_dict(original))
+    known = bool(torch.isfinite(generator.w_avg).all())  # without a mapping network it is not estimated
     discriminator = None
-    if not skip_discriminator and "d" in container.networks:
-        discriminator = found.convert_discriminator(container.networks["d"])
-    record = json.dumps(_record(source, container, found, weights, zoo), indent=2) + "\n"
+    if not skip_discriminator and container.discriminator in container.networks:
+        state = container.networks[container.discriminator]
+        discriminator = found.convert_discriminator(state, config=judge_config)
+    elif judge_config is not None:
+        raise ConfigError("the config states a 'discriminator', but none is converted; leave that out")
+    record = json.dumps(_record(container, found, weights, zoo, known), indent=2) + "\n"
     # All of it before the folder appears, so that no error comes after that.
     report = Report(
         output=user_path(output),
@@ -132,7 +145,8 @@ def convert(
     )
     allowed = RESULT if overwrite else None
     with whole_folder(output, overwrite=allowed, inputs=(source,)) as folder, system_errors():
-        generator.estimate_w_avg()
+        if not known:
+            generator.estimate_w_avg()
         GANPipeline(generator=generator).save_pretrained(folder)
         if discriminator is not None:
             discriminator.save_pretrained(folder / discriminator.component)
@@ -219,19 +233,39 @@ def _check_reload(generator: Any, folder: Path) -> None:
         )
 
 
+def _split(
+    config: ModelConfig | Mapping[str, Any] | None,
+) -> tuple[ModelConfig | Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    """What the user said of the generator, and of the discriminator."""
+    if not isinstance(config, Mapping) or "discriminator" not in config:
+        return config, None
+    judge = config["discriminator"]
+    if not isinstance(judge, Mapping):
+        raise ConfigError(
+            f"the config's 'discriminator' is {shown(repr(judge))}; it must hold the fields of one, such as "
+            "'pooling'"
+        )
+    return {key: value for key, value in config.items() if key != "discriminator"} or None, judge
+
+
 def _record(
-    source: Path, container: Container, family: Family, weights: str, zoo: str | None
+    container: Container, family: Family, weights: str, zoo: str | None, known: bool
 ) -> dict[str, Any]:
-    """Where the weights come from: no times and no folders in it, so equal input gives equal bytes."""
+    """Where the weights come from: no times and no folders in it, so equal input gives equal bytes.
+
+    known: is the mean style one that needs no estimate?
+    """
+    source, *data = [{"file": path.name, **fingerprint(path)} for path in container.files]
     return {
         **({"zoo": zoo} if zoo else {}),
-        "source": {"file": source.name, **fingerprint(source)},
+        "source": source,
+        **({"data": data} if data else {}),
         "family": family.name,
         "container": container.layout,
         "weights": weights,
         "recorded": json.loads(json.dumps(container.facts), parse_constant=str),
         "types_read_as_stand_ins": list(container.ignored),
-        "w_avg": {"latents": MEAN_LATENTS, "seed": MEAN_SEED},
+        "w_avg": {"known": True} if known else {"latents": MEAN_LATENTS, "seed": MEAN_SEED},
         "versions": {
             "stylenat_hub": stylenat_hub.__version__,
             "torch": torch.__version__,

@@ -316,7 +316,8 @@ def test_a_checkpoints_networks_and_their_arrays():
     z = recorded("io")["z"]
     with torch.no_grad():
         assert torch.equal(generator(z), small_generator()(z))
-    assert not FAMILY.recognise(below(raw, "generator"))
+    assert FAMILY.recognise(below(raw, "generator"))
+    assert not FAMILY.recognise(below(raw, "discriminator"))
     assert FAMILY.convert_discriminator(below(raw, "discriminator")).resolution == 64
 
 

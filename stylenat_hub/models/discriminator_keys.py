@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from stylenat_hub.errors import WeightsError
+from stylenat_hub.errors import ConfigError, WeightsError
 from stylenat_hub.models.discriminator import WaveletDiscriminator, WaveletDiscriminatorConfig
 
 _RENAMES = tuple(
@@ -43,14 +44,22 @@ _HAAR = {
 }
 
 
-def convert_discriminator(state: Mapping[str, Tensor]) -> WaveletDiscriminator:
+def convert_discriminator(
+    state: Mapping[str, Tensor], *, config: Mapping[str, Any] | None = None
+) -> WaveletDiscriminator:
     """The discriminator with an original state dict's weights and singular vectors, in eval mode.
+
+    config: fields of its config that must be those of the tensors, which state all of them.
 
     Raises:
         WeightsError: it is of another kind, or a tensor is missing, unknown, misshapen or not finite, by
         name.
+        ConfigError: config contradicts the tensors.
     """
-    discriminator = WaveletDiscriminator(infer_discriminator_config(state))
+    found = infer_discriminator_config(state)
+    if found != WaveletDiscriminatorConfig.from_dict({**found.to_dict(), **(config or {})}):
+        raise ConfigError(f"the tensors make the discriminator {found}, which the config contradicts")
+    discriminator = WaveletDiscriminator(found)
     converted = convert_discriminator_state_dict(state)
     needed = discriminator.state_dict()
     for name in sorted(needed.keys() | converted.keys()):

@@ -114,12 +114,14 @@ class Family:
     tags: what the Hub's search should find it by, beside its name. paper: arXiv id; citation: the same, as
     BibTeX. truncation: what pictures for show are drawn with.
     generator: the `Generator` subclass. config: its config class, whose `presets` include `tiny`.
-    recognise: does this original state dict of a generator belong to the family?
+    recognise: does this original state dict of a generator belong to the family? State dicts are name ->
+    tensor; of a TensorFlow checkpoint the names are the variables' paths below the network.
     infer_config: `(original state dict, *, args, preset, config) -> config`: args are the checkpoint's own
     record as plain data, preset and config what the user said; each may be None, contradictions raise.
     convert_state_dict: original generator state dict -> ours.
     discriminator: the class that the family is trained against, with presets of the same names.
-    convert_discriminator: original discriminator state dict -> the model with its weights.
+    convert_discriminator: `(original discriminator state dict, *, config) -> the model with its weights`:
+    config has the fields of its config that the user said, or is None.
     """
 
     name: str
@@ -135,4 +137,4 @@ class Family:
     infer_config: Callable[..., ModelConfig]
     convert_state_dict: Callable[[Mapping[str, Any]], dict[str, Any]]
     discriminator: type[Discriminator]
-    convert_discriminator: Callable[[Mapping[str, Any]], Discriminator]
+    convert_discriminator: Callable[..., Discriminator]

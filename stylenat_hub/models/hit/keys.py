@@ -1,8 +1,8 @@
 """HiT's variables in TensorFlow: reading a config off them, and turning them into our tensors.
 
-The original is TensorFlow code, so there are no `.pt` files to recognise. Its checkpoints name a variable by
-its path in the object graph, such as `generator/blocks/0/layer_with_weights-1/norm/gamma`; everything here
-takes the variables of one network by their paths below it (`below` selects them), numpy arrays or tensors.
+The original is TensorFlow code. Its checkpoints name a variable by its path in the object graph, such as
+`generator/blocks/0/layer_with_weights-1/norm/gamma`; everything here takes the variables of one network by
+their paths below it (`below` selects them), numpy arrays or tensors.
 
 Layouts: a dense kernel is [in, out]; of queries, keys and values [C, heads, D], of an attention's output
 [heads, D, C]; a convolution's is [height, width, in, out]; positions have a leading 1; the discriminator's
@@ -33,8 +33,11 @@ _SLOT = "/.OPTIMIZER_SLOT/"
 
 
 def recognise(state: Mapping[str, Any]) -> bool:
-    """Is this the state dict of an original HiT generator? Never: they are TensorFlow checkpoints."""
-    return False
+    """Are these the variables of an original HiT generator?"""
+    return {
+        "dense_layer/layer_with_weights-0/kernel",
+        "embedding_layer/layer_with_weights-1/embedding_weight",
+    } <= (state.keys())
 
 
 def below(variables: Variables, root: str) -> dict[str, Any]:
@@ -88,9 +91,9 @@ def convert_state_dict(state: Variables) -> dict[str, Tensor]:
     return convert_tensorflow(state, infer_config(state))
 
 
-def convert_discriminator(state: Variables) -> HiTDiscriminator:
+def convert_discriminator(state: Variables, *, config: Mapping[str, Any] | None = None) -> HiTDiscriminator:
     """The discriminator with these variables, in eval mode; its config is `infer_discriminator_config`'s."""
-    model = HiTDiscriminator(infer_discriminator_config(state))
+    model = HiTDiscriminator(infer_discriminator_config(state, config))
     model.load_state_dict(convert_tensorflow(state, model.typed_config))
     return model.eval()
 
