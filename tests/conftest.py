@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 import time
 from types import SimpleNamespace
@@ -16,6 +17,10 @@ _HOME = tempfile.TemporaryDirectory(prefix="stylenat-hub-tests-")
 os.environ.pop("HF_TOKEN", None)
 _SETTINGS = HUB.environment(_HOME.name)
 os.environ.update({name: value for name, value in _SETTINGS.items() if name.startswith("HF_")})
+
+# Whoever starts a job in the background may have it ignore Ctrl-C, which many tests are about.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
