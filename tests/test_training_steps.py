@@ -101,7 +101,7 @@ def test_the_average_copies_then_ramps_up_then_keeps_its_half_life():
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_together_all_is_judged_before_anybody_moves(lazy):
-    """One generated picture per row for both, from G's latent; a lazy penalty is still a step of its own."""
+    """Both see the same generated pictures, from G's latent; a lazy penalty is still a step of its own."""
     recipe = replace(SMALL, together=True, penalty_every=2 if lazy else 1, r2=1.0, g_lr=0.5, d_lr=0.5)
     judge = Marked()
     game = Game(recipe, Players(Painter(), judge, Painter()), consistency=plus, augment=plus)
@@ -114,7 +114,7 @@ def test_together_all_is_judged_before_anybody_moves(lazy):
     )
     game.step([shard], 0, penalise=True)
     main, penalty = [1.2, 5.1, 1.22, 5.11], [5.1, 1.2]
-    if lazy:  # by then G draws its latent half as bright, or half as bright again: it has not moved yet
+    if lazy:  # drawn anew, from D's latent; G moves last
         penalty[1] = 7.2
         assert judge.seen == pytest.approx([*main, 1.3, *penalty])
     else:
