@@ -28,6 +28,8 @@ COPIED = (
     "generator_variants.safetensors",
     "discriminator_variants.safetensors",
     "fullsize.json",
+    "ckpt/ckpt-9.index",
+    "ckpt/ckpt-9.data-00000-of-00001",
 )
 OTHER_BLURS = ("blur3.", "blur5.", "blur6.", "blur7.")
 
@@ -50,6 +52,7 @@ def halved(name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
 
 
 def main(recordings: Path) -> None:
+    (HERE / "ckpt").mkdir(exist_ok=True)
     for name in COPIED:
         shutil.copyfile(recordings / name, HERE / name)
     for name, change, dropped in (
