@@ -20,6 +20,7 @@ from tensorflow_files import (
     snappy,
     some_variables,
     table,
+    text,
     varint,
     write,
     write_index,
@@ -85,7 +86,7 @@ def test_a_recorded_checkpoint_is_read_to_the_bit():
     assert len(wanted) > 200
     for path, tensor in wanted.items():
         values = bundle.variables[path + SUFFIX]
-        assert values.dtype == np.float32 or path == "global_step"
+        assert values.dtype == np.float32
         assert values.shape == tuple(tensor.shape) and values.tobytes() == tensor.numpy().tobytes(), path
     assert bundle.variables["global_step" + SUFFIX] == 9
     assert bundle.left == (GRAPH,)
@@ -152,6 +153,17 @@ def test_a_flipped_bit_of_any_text_is_found(tmp_path):
     for place in range(len(content) - 8):
         data.write_bytes(flipped(place, place % 8)(content))
         refused(index, "checksum of the variable 'texts'")
+
+
+def test_bytes_behind_the_texts_of_a_variable_are_refused(tmp_path):
+    content, checksum = text([b"one"])
+    (tmp_path / "ckpt-1.data-00000-of-00001").write_bytes(content + b"more")
+    for size in (len(content) + 4, len(content)):
+        made = {b"": header(), b"x": entry(7, size=size, checksum=masked(checksum))}
+        index = write_index(tmp_path / "ckpt-1.index", made)
+        if size > len(content):
+            refused(index, "checksum of the variable 'x'")
+    assert read_bundle(index).left == ("x",)
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -228,12 +240,12 @@ HUGE = 1 << 62
         (entry(shape=(-1,)), "field 1 is -1, below zero"),
         (entry(shape=(3,)), "does not fill its 4 bytes"),
         (entry(shape=(HUGE, HUGE)), "does not fill its 4 bytes"),
-        (entry(shape=(0, HUGE, HUGE, HUGE), size=0), "damaged"),
+        (entry(shape=(0, HUGE, HUGE, HUGE), size=0, checksum=masked(0)), "checksum of the variable 'x'"),
         (entry(shape=(1,) * 33), "more than 32 dimensions"),
         (entry(shard=1), "is in the data file 1; they count from 0 to 0"),
         (entry(shard=-1), "below zero"),
         (entry(kind=21), "the type number 21"),
-        (entry(kind=7, shape=(HUGE,)), "checksum of the variable 'x'"),
+        (entry(kind=7, shape=(HUGE,)), "claims to hold 4,611,686,018,427,387,904 texts"),
         (entry(kind=7, shape=(2,)), "checksum of the variable 'x'"),
         (entry(more=field(7, b"")), "'x' that is stored in slices"),
         (entry(more=field(2, field(3, 1))), "no known shape"),
@@ -304,19 +316,14 @@ def test_hostile_tables(content, message, tmp_path):
         read_table(path)
 
 
-def test_a_small_file_that_unpacks_to_much_is_refused(tmp_path):
-    rows = [(b"%03d" % i + b"k" * 1000, b"") for i in range(1000)]
-    (tmp_path / "some.index").write_bytes(table([rows], compress=True))
-    assert len(read_table(tmp_path / "some.index")) == 1000  # as such it is no error
-    rows = b"".join(varint(0) + varint(8) + varint(1 << 16) + b"%08d" % i + bytes(1 << 16) for i in range(50))
-    content = sealed(rows + struct.pack("<2I", 0, 1), compress=True)
-    index, out = [], b""
-    for _ in range(30):
-        index.append(handle(len(out), len(content) - 5))
-        out += content
-    (tmp_path / "much.index").write_bytes(ended(out, block([(b"%d" % i, h) for i, h in enumerate(index)])))
-    with pytest.raises(WeightsError, match="keys are not sorted"):
-        read_table(tmp_path / "much.index")
+def test_a_small_file_that_unpacks_to_much_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "much.index"
+    path.write_bytes(table([[(b"k" * 1000 + b"%03d" % i, b"") for i in range(1000)]], compress=True))
+    size = path.stat().st_size
+    assert size < 10_000 and len(read_table(path)) == 1000  # the default bound is for no test to reach
+    monkeypatch.setattr("conversion.tables._LARGEST", 1 << 20)
+    with pytest.raises(WeightsError, match="unpacks to more than it may hold at b'kkk"):
+        read_table(path)
 
 
 @pytest.mark.parametrize("size", [0, 1, 59, 60, 61, 255, 256, 257, 70_000])
@@ -332,22 +339,22 @@ def test_snappy(size):
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "message"),
     [
-        b"",
-        b"\xff\xff\xff\xff\xff\x0f",  # terabytes
-        varint(1 << 25) + bytes(3),
-        b"\x05\x10abc",  # a literal of 5 that is cut
-        b"\x03\x04ab" + b"\x01\x00",  # a copy from 0 bytes back
-        b"\x08\x04ab" + b"\x01\x03",  # a copy from before the beginning
-        b"\x04\x04ab" + b"\x09\x01",  # longer than stated
-        b"\x09\x04ab" + b"\x01\x01",  # shorter than stated
-        b"\x02\xf0",  # the size of a literal is missing
-        b"\x02\x02\x01",  # half of an offset
+        (b"", "does not end"),
+        (b"\xff\xff\xff\xff\xff\x0f", "claims to hold"),  # terabytes
+        (varint(1 << 25) + bytes(3), "claims to hold"),
+        (b"\x05\x10abc", "leads outside"),  # a literal of 5 that is cut
+        (b"\x08\x04ab" + b"\x01\x00", "leads outside"),  # a copy from 0 bytes back
+        (b"\x08\x04ab" + b"\x01\x03", "leads outside"),  # a copy from before the beginning
+        (b"\x04\x04ab" + b"\x09\x01" + b"\xff", "leads outside"),  # longer than stated
+        (b"\x09\x04ab" + b"\x01\x01", "is shorter"),
+        (b"\x02\xf0", "ends too early"),  # the size of a literal is missing
+        (b"\x02\x04ab\x02\x01", "ends too early"),  # half of an offset
     ],
 )
-def test_damaged_snappy(data):
-    with pytest.raises(DamagedError):
+def test_damaged_snappy(data, message):
+    with pytest.raises(DamagedError, match=message):
         unsnapped(data)
 
 

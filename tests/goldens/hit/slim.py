@@ -31,6 +31,8 @@ COPIED = (
     "fullsize.json",
     "train_steps.safetensors",
     "optim.safetensors",
+    "ckpt/ckpt-9.index",
+    "ckpt/ckpt-9.data-00000-of-00001",
 )
 SLOT = "/.OPTIMIZER_SLOT/"
 OTHER_BLURS = ("blur3.", "blur5.", "blur6.", "blur7.")
@@ -63,6 +65,7 @@ def fifths(tensors: dict[str, torch.Tensor]) -> set[str]:
 
 
 def main(recordings: Path) -> None:
+    (HERE / "ckpt").mkdir(exist_ok=True)
     for name in COPIED:
         shutil.copyfile(recordings / name, HERE / name)
     for name, change, dropped in (
