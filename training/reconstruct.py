@@ -203,9 +203,8 @@ def reconstruct(
         else:
             config = VQHiTConfig.preset(preset)
             recipe = Recipe.preset("hit-tiny", **{**RECIPE, "shape": preset, **(overrides or {})})
-        trainer, pictures = _trainer(
-            recipe, config, adversarial, data, eval_data, output, options, accelerator
-        )
+        sources = (data, eval_data or data)
+        trainer, pictures = _trainer(recipe, config, adversarial, sources, output, options, accelerator)
         if checkpoint is not None:
             train._check_same_data(checkpoint, trainer.facts["data"])
             trainer.restore(checkpoint)
