@@ -2,7 +2,8 @@
 
     python -m training.reconstruct --data churches.zip --output runs/vq --images 20000
 
-Checkpoints, logs, the average and what happens on Ctrl-C are those of the loop, so is `--resume`, to the bit.
+Checkpoints, logs, the average and what happens on Ctrl-C are those of the loop; so is `--resume`, to the bit
+where the length stays the same.
 The run's folder gets `autoencoder/`, the averaged model, for `VQHiT.from_pretrained`.
 """
 
@@ -37,6 +38,7 @@ from training.steps import Game, Players, Scalars, Shard
 
 # HiT's small recipe; what it does not say is the step's own, see `ReconstructionGame`.
 RECIPE = {"bcr_real": 0.0, "bcr_fake": 0.0, "g_lr": 1e-3}
+RESTART_EVERY = 1_000  # images; in the first half of a run, so that the codes then have time to settle
 COLUMNS = 8  # of the grid
 _BATCH = 32
 
@@ -98,6 +100,8 @@ class ReconstructionTrainer(Trainer):
         if self.images == 0:
             for model in (self.players.generator, self.players.average):
                 model.seed_codebook(self.normalised(pictures))
+        elif self.images % RESTART_EVERY < self.recipe.batch and self.images <= self.recipe.images // 2:
+            self.players.generator.seed_codebook(self.normalised(pictures), unused=True)
         super().step(pictures)
 
     def normalised(self, pictures: torch.Tensor) -> torch.Tensor:

@@ -102,13 +102,19 @@ class VQHiT(ZooModel):
         return Reconstruction(self.decoder(codes), loss, indices)
 
     @torch.no_grad()
-    def seed_codebook(self, images: torch.Tensor) -> None:
-        """Place the codes on what the encoder says of these pictures, spread evenly over all places.
+    def seed_codebook(self, images: torch.Tensor, *, unused: bool = False) -> None:
+        """Place the codes, or those that these pictures leave unused, on what the encoder says of them,
+        spread evenly over all places.
 
-        For the start of a training: the quantiser's own codes lie so close to 0 that a few of them would win
-        every place.
+        For the training: the quantiser's own codes lie so close to 0 that a few of them win every place, and
+        an unused one gets no gradient, so it would never be found again (restarts: arXiv 2005.00341).
         """
-        said = self.features(images).permute(0, 2, 3, 1).flatten(0, 2)  # [B * h * h, C]
+        features = self.features(images)
+        said = features.permute(0, 2, 3, 1).flatten(0, 2)  # [B * h * h, C]
         codes = self.quantize.embedding.weight
-        order = torch.linspace(0, len(said) - 1, len(codes), device=said.device).round().long()
-        codes.copy_(said[order])
+        moved = torch.ones(len(codes), dtype=torch.bool, device=codes.device)
+        if unused:
+            moved[self.quantize(features)[2][2].flatten()] = False
+        count = int(moved.sum())
+        places = torch.linspace(0, len(said) - 1, count, device=said.device).round().long()
+        codes[moved] = said[places]

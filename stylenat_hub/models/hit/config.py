@@ -204,9 +204,20 @@ class HiTDecoderConfig(StagesConfig):
         self.require_whole("feature_dim", 1, WIDEST)
 
 
+def _vq(preset: str, codes: int, encoder_channels: tuple[int, ...]) -> dict[str, Any]:
+    """A decoder's preset with codes, and with layer norm: the statistics that batch norm keeps lag behind
+    codes that move, and an autoencoder is to give a picture back whatever else is in its batch."""
+    return {
+        **DECODER_PRESETS[preset],
+        "norm": "layer",
+        "codes": codes,
+        "encoder_channels": encoder_channels,
+    }
+
+
 VQ_PRESETS: dict[str, dict[str, Any]] = {
-    "b-256": {**DECODER_PRESETS["b-256"], "codes": 1024, "encoder_channels": (64, 128, 128, 256)},
-    "tiny": {**DECODER_PRESETS["tiny"], "codes": 256, "encoder_channels": (16, 32, 32)},
+    "b-256": _vq("b-256", 1024, (64, 128, 128, 256)),
+    "tiny": _vq("tiny", 256, (16, 32, 32)),
 }
 
 
