@@ -17,6 +17,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "GANPipeline": "stylenat_hub.pipeline",
     "HiTConfig": "stylenat_hub.models.hit.config",
+    "HiTDecoder": "stylenat_hub.models.hit.decoder",
+    "HiTDecoderConfig": "stylenat_hub.models.hit.config",
     "HiTDiscriminator": "stylenat_hub.models.hit.discriminator",
     "HiTDiscriminatorConfig": "stylenat_hub.models.hit.config",
     "HiTGenerator": "stylenat_hub.models.hit.generator",
@@ -24,6 +26,8 @@ _PUBLIC = {
     "StyleNATGenerator": "stylenat_hub.models.stylenat.generator",
     "StyleSwinConfig": "stylenat_hub.models.styleswin.config",
     "StyleSwinGenerator": "stylenat_hub.models.styleswin.generator",
+    "VQHiT": "stylenat_hub.models.hit.autoencoder",
+    "VQHiTConfig": "stylenat_hub.models.hit.config",
     "WaveletDiscriminator": "stylenat_hub.models.discriminator",
     "WaveletDiscriminatorConfig": "stylenat_hub.models.discriminator",
     "create_model": "stylenat_hub.registry",
@@ -34,6 +38,8 @@ _PUBLIC = {
 __all__ = [
     "GANPipeline",
     "HiTConfig",
+    "HiTDecoder",
+    "HiTDecoderConfig",
     "HiTDiscriminator",
     "HiTDiscriminatorConfig",
     "HiTGenerator",
@@ -41,6 +47,8 @@ __all__ = [
     "StyleNATGenerator",
     "StyleSwinConfig",
     "StyleSwinGenerator",
+    "VQHiT",
+    "VQHiTConfig",
     "WaveletDiscriminator",
     "WaveletDiscriminatorConfig",
     "create_model",
@@ -51,7 +59,14 @@ __all__ = [
 if TYPE_CHECKING:
     from stylenat_hub.attention import neighborhood_attention
     from stylenat_hub.models.discriminator import WaveletDiscriminator, WaveletDiscriminatorConfig
-    from stylenat_hub.models.hit.config import HiTConfig, HiTDiscriminatorConfig
+    from stylenat_hub.models.hit.autoencoder import VQHiT
+    from stylenat_hub.models.hit.config import (
+        HiTConfig,
+        HiTDecoderConfig,
+        HiTDiscriminatorConfig,
+        VQHiTConfig,
+    )
+    from stylenat_hub.models.hit.decoder import HiTDecoder
     from stylenat_hub.models.hit.discriminator import HiTDiscriminator
     from stylenat_hub.models.hit.generator import HiTGenerator
     from stylenat_hub.models.stylenat.config import StyleNATConfig

@@ -101,7 +101,7 @@ class Trainer:
         if compiled:
             attention.keep_out_of_compilation()
         several = accelerator.num_processes > 1
-        self.game = Game(
+        self.game = self.new_game(
             recipe,
             players,
             reduce=(lambda tensor: accelerator.reduce(tensor, "mean")) if several else None,
@@ -116,6 +116,10 @@ class Trainer:
         self._signal: int | None = None
         self._droppable = False
         self._mean_style_of: int | None = None  # images
+
+    def new_game(self, recipe: Recipe, players: Players, **options: Any) -> Game:
+        """What plays; options: those of `Game`. A run that learns something else has its own."""
+        return Game(recipe, players, **options)
 
     @property
     def flat_rows(self) -> list[int]:
@@ -133,17 +137,21 @@ class Trainer:
         """The shards of the next step from this process's uint8 pictures [B', 3, R, R]."""
         recipe, device = self.recipe, self.accelerator.device
         real = (pictures.to(device, non_blocking=True).float() / 255 - self.mean) / self.std
-        z_dim = self.players.generator.z_dim
-        latents = {
-            purpose: torch.randn(recipe.batch, z_dim, generator=stream(recipe.seed, purpose, self.images))
-            for purpose in ("z_d", "z_g")
-        }
+        drawn_from = self.drawn_from()
         draws = self.game.draws(lambda name: stream(recipe.seed, name, self.images), self.strength)
         shards = []
         for part, rows in zip(real.split([len(rows) for rows in self.rows]), self.rows, strict=True):
-            own = {name: latent[rows].to(device) for name, latent in latents.items()}
+            own = {name: latent[rows].to(device) for name, latent in drawn_from.items()}
             shards.append(Shard(part, **own, draws={name: take(d, rows) for name, d in draws.items()}))
         return shards
+
+    def drawn_from(self) -> dict[str, torch.Tensor]:
+        """The whole next batch's latents [B, z_dim] of both steps."""
+        recipe, z_dim = self.recipe, self.players.generator.z_dim
+        return {
+            purpose: torch.randn(recipe.batch, z_dim, generator=stream(recipe.seed, purpose, self.images))
+            for purpose in ("z_d", "z_g")
+        }
 
     def run(self, batches: Iterable[torch.Tensor]) -> str:
         """Train on uint8 pictures of `flat_rows`, batch after batch, from `images` on. Returns why it ended.

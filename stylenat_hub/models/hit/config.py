@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -50,43 +51,36 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class HiTConfig(ModelConfig):
-    """Everything that fixes the shape and the arithmetic of a HiT generator.
+class StagesConfig(ModelConfig):
+    """What fixes the shape and the arithmetic of HiT's stages, whatever they start from.
 
-    Fields with one entry per stage run from the 8 px stage to the output resolution.
+    Fields with one entry per stage run from the first stage to the output resolution.
 
-    resolution: side of the square output, a power of two from 8 px. depths: blocks of a stage after its
-    cross-attention. channels, num_heads: per stage. block_sizes: side of the square blocks of tokens that
-    self-attention works on; None for the stages of high resolution, the last ones, which have no
-    self-attention and write RGB. z_dim: of the latent; w_dim is the same, there is no mapping network.
-    multi_query: do all heads share one key and one value? norm: "batch" (the published models) or "layer".
-    sync_batch_norm: statistics over all processes of a training run instead of each one's own.
-    image_mean, image_std: normalisation of the training images (images in [0, 1]): the network's are in
-    [-1, 1].
-
-    Source: arXiv 2106.07631, section 3 and Table 9. Raises `ConfigError` on construction.
+    resolution: side of the square output, a power of two from that of the first stage. depths: blocks of a
+    stage after its cross-attention. channels, num_heads: per stage. block_sizes: side of the square blocks of
+    tokens that self-attention works on; None for the stages of high resolution, the last ones, which have no
+    self-attention and write RGB. mlp_ratio: width of the MLPs' hidden layer per channel. multi_query: do all
+    heads share one key and one value? norm: "batch" (the published models) or "layer". sync_batch_norm:
+    statistics over all processes of a training run instead of each one's own. image_mean, image_std:
+    normalisation of the training images (images in [0, 1]): the network's are in [-1, 1].
     """
-
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
 
     resolution: int
     depths: tuple[int, ...]
     channels: tuple[int, ...]
     num_heads: tuple[int, ...]
     block_sizes: tuple[int | None, ...]
-    z_dim: int = 512
-    w_dim: int | None = None  # filled with z_dim
-    mlp_ratio: int = 4
-    multi_query: bool = True
-    norm: str = "batch"
-    sync_batch_norm: bool = False
-    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    mlp_ratio: int = dataclasses.field(default=4, kw_only=True)
+    multi_query: bool = dataclasses.field(default=True, kw_only=True)
+    norm: str = dataclasses.field(default="batch", kw_only=True)
+    sync_batch_norm: bool = dataclasses.field(default=False, kw_only=True)
+    image_mean: tuple[float, ...] = dataclasses.field(default=(0.5, 0.5, 0.5), kw_only=True)
+    image_std: tuple[float, ...] = dataclasses.field(default=(0.5, 0.5, 0.5), kw_only=True)
 
-    def __post_init__(self) -> None:
-        if self.w_dim is None:
-            object.__setattr__(self, "w_dim", self.z_dim)
-        super().__post_init__()
+    @property
+    def first(self) -> int:
+        """Side of the first stage's grid of tokens."""
+        return FIRST
 
     @property
     def num_stages(self) -> int:
@@ -94,22 +88,20 @@ class HiTConfig(ModelConfig):
 
     def stage_size(self, stage: int) -> int:
         """Side of the token grid of a stage, in pixels."""
-        return FIRST * 2**stage
+        return self.first * 2**stage
 
     def validate(self) -> None:
-        size = self.resolution
+        size, first = self.resolution, self.first
         self.require(
-            is_whole(size, FIRST, 4096) and size & (size - 1) == 0,
+            is_whole(size, first, 4096) and size & (size - 1) == 0,
             "resolution",
-            "a power of two from 8 to 4096",
+            f"a power of two from {first} to 4096",
         )
-        stages = (size // FIRST).bit_length()
+        stages = (size // first).bit_length()
         for field in ("depths", "channels", "num_heads", "block_sizes"):
             value = getattr(self, field)
             fits = isinstance(value, tuple) and len(value) == stages
-            self.require(fits, field, f"{stages} entries, one per stage from 8 to {size} px")
-        self.require_whole("z_dim", 1, WIDEST)
-        self.require(self.w_dim == self.z_dim, "w_dim", f"the value of z_dim, {self.z_dim}, or nothing")
+            self.require(fits, field, f"{stages} entries, one per stage from {first} to {size} px")
         self.require_whole("mlp_ratio", 1, 64)
         for field in ("multi_query", "sync_batch_norm"):
             self.require(isinstance(getattr(self, field), bool), field, "true or false")
@@ -139,6 +131,129 @@ class HiTConfig(ModelConfig):
             fits = is_whole(block, 1, size) and size % block == 0
             self.require(fits, "block_sizes", f"null, or a divisor of {size} {at}, not {block!r}")
             self.require(heads % 2 == 0, "num_heads", f"an even number {at}, half per axis, not {heads}")
+
+
+@dataclass(frozen=True)
+class HiTConfig(StagesConfig):
+    """Everything that fixes the shape and the arithmetic of a HiT generator: see `StagesConfig`; its first
+    stage is at 8 px.
+
+    z_dim: of the latent; w_dim is the same, there is no mapping network.
+
+    Source: arXiv 2106.07631, section 3 and Table 9. Raises `ConfigError` on construction.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+
+    z_dim: int = 512
+    w_dim: int | None = None  # filled with z_dim
+
+    def __post_init__(self) -> None:
+        if self.w_dim is None:
+            object.__setattr__(self, "w_dim", self.z_dim)
+        super().__post_init__()
+
+    def validate(self) -> None:
+        super().validate()
+        self.require_whole("z_dim", 1, WIDEST)
+        self.require(self.w_dim == self.z_dim, "w_dim", f"the value of z_dim, {self.z_dim}, or nothing")
+
+
+# Sides, widths and codes are this zoo's choice: the paper's table of its decoder was not at hand. The stages
+# of 256 px are HiT-B's from 32 px on.
+DECODER_PRESETS: dict[str, dict[str, Any]] = {
+    "b-256": {
+        "resolution": 256,
+        "grid": 32,
+        "feature_dim": 256,
+        "depths": (2, 2, 1, 1),
+        "channels": (256, 128, 64, 64),
+        "num_heads": (4, 4, 4, 4),
+        "block_sizes": (8, 8, None, None),
+    },
+    "tiny": {
+        "resolution": 32,
+        "grid": 8,
+        "feature_dim": 16,
+        **{name: PRESETS["tiny"][name] for name in ("depths", "channels", "num_heads", "block_sizes")},
+    },
+}
+
+
+@dataclass(frozen=True)
+class HiTDecoderConfig(StagesConfig):
+    """HiT's stages on a grid of features: see `StagesConfig`.
+
+    grid: side of the grid and of the first stage, a power of two from 4. feature_dim: channels of the
+    features. Raises `ConfigError` on construction.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = DECODER_PRESETS
+
+    grid: int = 8
+    feature_dim: int = 256
+
+    @property
+    def first(self) -> int:
+        return self.grid
+
+    def validate(self) -> None:
+        fits = is_whole(self.grid, 4, 1024) and self.grid & (self.grid - 1) == 0
+        self.require(fits, "grid", "a power of two from 4 to 1024")
+        super().validate()
+        self.require_whole("feature_dim", 1, WIDEST)
+
+
+def _vq(preset: str, codes: int, encoder_channels: tuple[int, ...]) -> dict[str, Any]:
+    """A decoder's preset with codes, and with layer norm: the statistics that batch norm keeps lag behind
+    codes that move, and an autoencoder is to give a picture back whatever else is in its batch."""
+    return {
+        **DECODER_PRESETS[preset],
+        "norm": "layer",
+        "codes": codes,
+        "encoder_channels": encoder_channels,
+    }
+
+
+VQ_PRESETS: dict[str, dict[str, Any]] = {
+    "b-256": _vq("b-256", 1024, (64, 128, 128, 256)),
+    "tiny": _vq("tiny", 256, (16, 32, 32)),
+}
+
+
+@dataclass(frozen=True)
+class VQHiTConfig(HiTDecoderConfig):
+    """A decoder with the encoder and the codebook before it: see `HiTDecoderConfig`, whose features are the
+    codes.
+
+    codes: entries of the codebook. encoder_channels: widths of the encoder from the resolution down to the
+    grid. commitment: weight of the encoder's way to its codes, beside 1 for the codes' way to it
+    (arXiv 1711.00937, equation 3).
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = VQ_PRESETS
+
+    codes: int = 256
+    encoder_channels: tuple[int, ...] = ()
+    commitment: float = 0.25
+
+    @property
+    def decoder(self) -> HiTDecoderConfig:
+        """The decoder's part of it."""
+        names = {field.name for field in dataclasses.fields(HiTDecoderConfig)}
+        return HiTDecoderConfig(**{name: value for name, value in self.to_dict().items() if name in names})
+
+    def validate(self) -> None:
+        super().validate()
+        self.require_whole("codes", 2, 1 << 20)
+        self.require_number("commitment", 0, 1e3)
+        widths = self.encoder_channels
+        whole = isinstance(widths, tuple) and all(is_whole(c, 4, WIDEST) and c % 4 == 0 for c in widths)
+        self.require(
+            whole and len(widths) == self.num_stages,
+            "encoder_channels",
+            f"{self.num_stages} multiples of 4, one per side from {self.resolution} down to {self.grid} px",
+        )
 
 
 def discriminator_channels(resolution: int, multiplier: int = 1) -> tuple[int, ...]:

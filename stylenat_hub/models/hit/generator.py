@@ -10,6 +10,7 @@ tokens one by one.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 
 from stylenat_hub.errors import InputError
 from stylenat_hub.models.base import MEAN_LATENTS, MEAN_SEED, Generator
-from stylenat_hub.models.hit.config import FIRST, HiTConfig
+from stylenat_hub.models.hit.config import FIRST, HiTConfig, StagesConfig
 from stylenat_hub.models.hit.norm import BatchNorm, OnceCounted
 
 EMBEDDING = 16  # tokens that the latent becomes, which every stage's cross-attention reads
@@ -43,7 +44,7 @@ def _linear(in_features: int, out_features: int) -> nn.Linear:
     return layer
 
 
-def _norm(config: HiTConfig, channels: int) -> nn.Module:
+def _norm(config: StagesConfig, channels: int) -> nn.Module:
     if config.norm == "layer":
         return nn.LayerNorm(channels, eps=1e-6)
     return BatchNorm(channels, synchronised=config.sync_batch_norm)
@@ -180,7 +181,7 @@ class MLP(nn.Module):
 class MLPBlock(nn.Module):
     """The block of high resolution: an MLP after a norm and around a skip connection."""
 
-    def __init__(self, config: HiTConfig, channels: int) -> None:
+    def __init__(self, config: StagesConfig, channels: int) -> None:
         super().__init__()
         self.norm = _norm(config, channels)
         self.mlp = MLP(channels, config.mlp_ratio)
@@ -193,7 +194,7 @@ class MLPBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Attention, then MLP, each after a norm and around a skip connection."""
 
-    def __init__(self, config: HiTConfig, channels: int, attention: Attention) -> None:
+    def __init__(self, config: StagesConfig, channels: int, attention: Attention) -> None:
         super().__init__()
         self.norm1 = _norm(config, channels)
         self.attn = attention
@@ -210,7 +211,7 @@ class AttentionBlock(nn.Module):
 class ToRGB(nn.Module):
     """Tokens to RGB, added to the picture so far with each of its pixels doubled."""
 
-    def __init__(self, config: HiTConfig, channels: int) -> None:
+    def __init__(self, config: StagesConfig, channels: int) -> None:
         super().__init__()
         self.norm = _norm(config, channels)
         self.proj = _linear(channels, 3)
@@ -240,7 +241,7 @@ class Stage(nn.Module):
     """One resolution: learned positions, cross-attention, blocks; RGB where it is high; all but the last
     double the resolution."""
 
-    def __init__(self, config: HiTConfig, stage: int) -> None:
+    def __init__(self, config: StagesConfig, stage: int) -> None:
         super().__init__()
         channels, heads, self.side = (
             config.channels[stage],
@@ -288,6 +289,32 @@ class Embedding(nn.Module):
         return self.norm(self.proj(z).unflatten(1, (EMBEDDING, -1)) + self.position)
 
 
+def through_stages(
+    stages: Iterable[Stage], x: torch.Tensor, embedding: torch.Tensor, run: Callable[..., torch.Tensor]
+) -> torch.Tensor:
+    """x [B, H, W, C] of the first stage, embedding [B, S, C] -> images [B, 3, R, R].
+
+    run: calls a block with its arguments; a model that keeps less for gradients does so there.
+    """
+    rgb = None
+    for stage in stages:
+        x = run(stage.cross, stage.enter(x), embedding)
+        for block in stage.blocks:
+            x = run(block, x)
+        x = stage.leave(x)
+        if stage.to_rgb is not None:
+            rgb = stage.to_rgb(x, rgb)
+        if stage.upsample is not None:
+            x = stage.upsample(x)
+    return rgb.permute(0, 3, 1, 2).contiguous()
+
+
+def statistics_of(model: nn.Module) -> list[torch.Tensor]:
+    """What the model's batch norms keep; see `Generator.statistics`."""
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    return [kept for norm in norms for kept in (norm.running_mean, norm.running_var)]
+
+
 class HiTGenerator(Generator):
     """HiT: z [B, z_dim] -> images [B, 3, R, R] in [-1, 1] and a little beyond; `Generator` documents the
     methods.
@@ -315,8 +342,7 @@ class HiTGenerator(Generator):
             self.w_avg.zero_()
 
     def statistics(self) -> list[torch.Tensor]:
-        norms = [module for module in self.modules() if isinstance(module, BatchNorm)]
-        return [kept for norm in norms for kept in (norm.running_mean, norm.running_var)]
+        return statistics_of(self)
 
     def level_rows(self) -> list[dict[str, Any]]:
         config = self.typed_config
@@ -341,19 +367,8 @@ class HiTGenerator(Generator):
         if ws.dim() != 3 or ws.shape[1:] != (1, self.w_dim):
             raise InputError(f"ws has the shape {tuple(ws.shape)}; this model needs [batch, 1, {self.w_dim}]")
         z = ws[:, 0]
-        embedding = self.embedding(z)
         x = self.stem(z).unflatten(1, (FIRST, FIRST, -1))
-        rgb = None
-        for stage in self.stages:
-            x = self.run_block(stage.cross, stage.enter(x), embedding)
-            for block in stage.blocks:
-                x = self.run_block(block, x)
-            x = stage.leave(x)
-            if stage.to_rgb is not None:
-                rgb = stage.to_rgb(x, rgb)
-            if stage.upsample is not None:
-                x = stage.upsample(x)
-        return rgb.permute(0, 3, 1, 2).contiguous()
+        return through_stages(self.stages, x, self.embedding(z), self.run_block)
 
     def run_block(self, block: nn.Module, *args: torch.Tensor) -> torch.Tensor:
         return super().run_block(OnceCounted(block) if self.gradient_checkpointing else block, *args)

@@ -1,0 +1,254 @@
+"""HiT as a decoder, and VQ-HiT: shapes, gradients through the codes, saving, learning, the run's command."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from stylenat_hub import HiTDecoder, HiTDecoderConfig, HiTGenerator, VQHiT, VQHiTConfig
+from stylenat_hub.errors import ConfigError, InputError
+from stylenat_hub.models.hit.config import HiTConfig
+from training import reconstruct, toy_churches
+from training.recipes import Recipe
+from training.steps import Shard
+
+
+def model(**fields):
+    torch.manual_seed(0)
+    return VQHiT(VQHiTConfig.preset("tiny", **fields))
+
+
+def pictures(count=4, seed=1):
+    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_the_decoder_takes_features_of_its_grid():
+    torch.manual_seed(0)
+    decoder = HiTDecoder(HiTDecoderConfig.preset("tiny")).train()
+    features = torch.randn(2, 16, 8, 8)
+    images = decoder(features)
+    assert images.shape == (2, 3, 32, 32) and images.isfinite().all()
+    images.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in decoder.parameters())
+    assert len(decoder.statistics()) > 0  # batch norm, as the generator's
+
+
+@pytest.mark.parametrize("grid", [4, 16])
+def test_the_grid_is_where_the_stages_begin(grid):
+    stages = (32 // grid).bit_length()
+    config = HiTDecoderConfig(
+        32, (1,) * stages, (16,) * stages, (2,) * stages, (2, *((None,) * (stages - 1))), grid=grid
+    )
+    decoder = HiTDecoder(config)
+    assert [stage.size for stage in decoder.stages] == [grid * 2**i for i in range(stages)]
+    assert decoder(torch.randn(1, 256, grid, grid)).shape == (1, 3, 32, 32)
+
+
+def test_the_stages_are_the_generators():
+    """With the same weights, tokens and embedding, to the bit."""
+    torch.manual_seed(0)
+    generator = HiTGenerator(HiTConfig.preset("tiny")).eval()
+    decoder = HiTDecoder(HiTDecoderConfig.preset("tiny")).eval()
+    decoder.stages.load_state_dict(generator.stages.state_dict())
+    z, features = torch.randn(2, 32), torch.randn(2, 16, 8, 8)
+    tokens = generator.stem(z).unflatten(1, (8, 8, -1))
+    embedding = generator.embedding(z)
+    decoder.stem.forward = lambda x: tokens
+    decoder.embedding.forward = lambda x: embedding
+    assert torch.equal(decoder(features), generator(z))
+
+
+def test_each_feature_has_its_place():
+    """Without attention to others (its output is 0) a feature reaches the pixels above it, and no others."""
+    decoder = HiTDecoder(HiTDecoderConfig.preset("tiny")).eval()
+    for name, parameter in decoder.named_parameters():
+        if "attn.proj" in name:
+            parameter.data.zero_()
+    features = torch.zeros(1, 16, 8, 8)
+    changed = features.clone()
+    changed[:, :, 2, 5] = 1
+    difference = (decoder(changed) - decoder(features)).abs().sum(dim=(0, 1)) > 0
+    assert difference[8:12, 20:24].all() and difference.sum() == 16
+
+
+def test_indices_make_the_round_trip():
+    vq, x = model().eval(), pictures()
+    vq.seed_codebook(x)
+    indices = vq.encode(x)
+    assert indices.shape == (4, 8, 8) and indices.dtype == torch.int64 and len(indices.unique()) > 16
+    codes = vq.lookup(indices)
+    assert torch.equal(vq.quantize(codes)[2][2], indices)
+    # The straight-through sum z + (code - z) is rounded, its codes are not.
+    torch.testing.assert_close(vq.decode(indices), vq(x).images, rtol=0, atol=1e-5)
+    assert torch.equal(vq.decode(indices), vq.decode(codes))
+    assert torch.equal(vq(x).indices, indices)
+
+
+def test_gradients_reach_encoder_codebook_and_decoder():
+    vq = model().train()
+    out = vq(pictures())
+    (out.images.square().mean() + out.loss).backward()
+    for name, parameter in vq.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    used = out.indices.unique()
+    moved = vq.quantize.embedding.weight.grad.abs().sum(1).nonzero().flatten()
+    assert torch.equal(moved, used)
+
+
+def test_gradients_pass_the_codes_straight_through():
+    vq = model().train()
+    features = vq.features(pictures()).detach().requires_grad_()
+    codes, loss, _ = vq.quantize(features)
+    weights = torch.randn_like(codes)
+    (codes * weights).sum().backward(retain_graph=True)
+    assert torch.equal(features.grad, weights)
+    assert vq.quantize.embedding.weight.grad is None  # only the codebook's loss moves codes
+    loss.backward()
+    assert vq.quantize.embedding.weight.grad.abs().sum() > 0
+
+
+def test_commitment_weighs_the_encoders_way():
+    """The encoder's gradient of the codebook's loss is 2 * commitment * (z - code) / elements."""
+    vq = model(commitment=0.5)
+    features = vq.features(pictures()).detach().requires_grad_()
+    codes, loss, _ = vq.quantize(features)
+    loss.backward()
+    wanted = 2 * 0.5 * (features - codes).detach() / features.numel()
+    torch.testing.assert_close(features.grad, wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("cls", [HiTDecoder, VQHiT])
+def test_saves_and_loads_to_the_bit(cls, tmp_path):
+    torch.manual_seed(0)
+    saved = cls(cls.config_class.preset("tiny")).eval()
+    saved.save_pretrained(tmp_path)
+    loaded = cls.from_pretrained(tmp_path)
+    assert loaded.typed_config == saved.typed_config
+    own = saved.state_dict()
+    assert own.keys() == loaded.state_dict().keys()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_unused_codes_are_found_again():
+    vq, x = model(), pictures(8)
+    vq.seed_codebook(x)
+    codes = vq.quantize.embedding.weight
+    with torch.no_grad():
+        codes[:10] += 1e-3  # so that no place says just that
+        codes[10:] = 1e3  # nowhere near
+    kept = codes[vq.encode(x).unique()].clone()
+    assert len(kept) <= 10
+    vq.seed_codebook(x, unused=True)
+    assert codes.abs().max() < 100 and len(vq.encode(x).unique()) > 100
+    assert all((codes == row).all(1).any() for row in kept)
+
+
+def test_the_error_falls():
+    vq, x = model().train(), torch.stack([torch.full((3, 32, 32), v) for v in (-0.8, -0.2, 0.3, 0.9)])
+    x[:, 0, :16] *= -1
+    vq.seed_codebook(x)
+    optimizer = torch.optim.Adam(vq.parameters(), 3e-3)
+    errors = []
+    for _ in range(40):
+        out = vq(x)
+        error = (out.images - x).abs().mean()
+        optimizer.zero_grad()
+        (error + out.loss).backward()
+        optimizer.step()
+        errors.append(error.item())
+    assert errors[-1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda vq: vq(torch.zeros(1, 3, 16, 16)), r"\[batch, 3, 32, 32\]"),
+        (lambda vq: vq(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)), "real numbers"),
+        (lambda vq: vq.decode(torch.zeros(1, 16, 4, 4)), r"\[batch, 16, 8, 8\]"),
+        (lambda vq: vq.decode(torch.zeros(1, 4, 8, dtype=torch.long)), r"\[batch, 8, 8\]"),
+        (lambda vq: vq.decode(torch.full((1, 8, 8), 256)), "256; the codebook has 0 to 255"),
+        (lambda vq: vq.decode(torch.full((1, 8, 8), -1)), "from -1"),
+        (lambda vq: vq.decode(torch.zeros(1, 8, 8, dtype=torch.bool)), "whole numbers"),
+        (lambda vq: vq.decoder(torch.zeros(1, 16, 8, 8, dtype=torch.long)), "real numbers"),
+    ],
+)
+def test_bad_input_is_told(call, says):
+    with pytest.raises(InputError, match=says):
+        call(model())
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"grid": 6}, "grid is 6"),
+        ({"grid": 64}, "resolution is 32"),
+        ({"codes": 1}, "codes is 1"),
+        ({"encoder_channels": (16, 32)}, "3 multiples of 4"),
+        ({"encoder_channels": (16, 32, 30)}, "3 multiples of 4"),
+        ({"commitment": 0}, "commitment is 0"),
+        ({"feature_dim": 0}, "feature_dim is 0"),
+    ],
+)
+def test_bad_configs_are_told(fields, says):
+    with pytest.raises(ConfigError, match=says):
+        VQHiTConfig.preset("tiny", **fields)
+
+
+@pytest.mark.parametrize("adversarial", [0.0, 0.1])
+def test_a_step_moves_what_it_should(adversarial):
+    """Without an adversarial loss the discriminator stays."""
+    config = VQHiTConfig.preset("tiny")
+    recipe = Recipe.preset("hit-tiny", **reconstruct.RECIPE, batch=4)
+    players = reconstruct.new_players(config, recipe)
+    before = {name: p.clone() for name, p in players.discriminator.named_parameters()}
+    codes = players.generator.quantize.embedding.weight.clone()
+    game = reconstruct.ReconstructionGame(recipe, players, adversarial=adversarial)
+    x = pictures()
+    scalars = game.step([Shard(x, x, x)], 0, penalise=True)
+    assert all(value.isfinite() for value in scalars.values())
+    same = [torch.equal(p, before[name]) for name, p in players.discriminator.named_parameters()]
+    assert all(same) if adversarial == 0 else not any(same)
+    assert not torch.equal(players.generator.quantize.embedding.weight, codes)
+
+
+def _run(data, output, *more):
+    arguments = ["--data", data, "--output", output, "--batch", "8", "--every", "16", "--samples", "3", *more]
+    done = CliRunner().invoke(reconstruct.app, [str(a) for a in arguments])
+    assert done.exit_code == 0, done.output
+    return VQHiT.from_pretrained(output / "autoencoder").state_dict()
+
+
+@pytest.fixture(scope="module")
+def churches(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "churches.zip"
+    assert (
+        CliRunner()
+        .invoke(toy_churches.app, ["--count", "16", "--size", "32", "--output", str(path)])
+        .exit_code
+        == 0
+    )
+    return path
+
+
+@pytest.mark.parametrize("adversarial", [0, 0.1])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(churches, tmp_path, adversarial):
+    whole = _run(churches, tmp_path / "whole", "--images", 32, "--adversarial", adversarial)
+    _run(churches, tmp_path / "parts", "--images", 16, "--adversarial", adversarial)
+    again = _run(churches, tmp_path / "parts", "--images", 32, "--resume")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+    rows = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert {"eval_l1", "eval_psnr", "eval_codes"} <= {
+        name for row in rows if row["images"] == 32 for name in row
+    }
+    assert (tmp_path / "parts" / "samples" / "images-000000032.png").is_file()
+
+
+def test_originals_are_above_their_reconstructions():
+    originals = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 2, 2)
+    sheet = reconstruct.pairs(originals, originals + 100)
+    assert sheet.size == (16, 8)
+    assert [sheet.getpixel((2, y))[0] for y in (0, 2, 4, 6)] == [1, 101, 9, 109]
+    assert sheet.getpixel((15, 7)) == (255, 255, 255)
