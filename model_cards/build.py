@@ -19,7 +19,7 @@ import typer
 from huggingface_hub import EvalResult, ModelCard
 
 from model_cards.tables import measurements, model_table, speed_table
-from stylenat_hub import cards
+from stylenat_hub import cards, signals
 from stylenat_hub.errors import InputError
 from stylenat_hub.files import whole_file
 from stylenat_hub.locations import BUILTIN, builtin_models, status
@@ -246,4 +246,5 @@ def main(
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m model_cards.build")
+    with signals.caught("interrupted; each file is as it was, or whole"):
+        app(prog_name="python -m model_cards.build")

@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import stylenat_hub
 from stylenat_hub.errors import ConfigError
+from stylenat_hub.locations import RECORDS
 from stylenat_hub.metrics import KNOWN
 from stylenat_hub.models.family import Family
 from stylenat_hub.registry import CHECKPOINTS, find_class
@@ -41,7 +42,7 @@ _CONVERSION = {
     **{("weights",): str, ("zoo",): (str, type(None))},
     **{("source", "file"): str, ("source", "bytes"): int, ("source", "sha256"): str},
 }
-RECORDS = {"training.json": _TRAINING, "conversion.json": _CONVERSION}  # how weights came to be
+_NEEDED = dict(zip(RECORDS, (_TRAINING, _CONVERSION), strict=True))
 
 
 def card_data(
@@ -136,7 +137,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 def wrong_field(name: str, record: Mapping[str, Any]) -> str | None:
     """What is wrong in a record of this name (`RECORDS`), or None if this project can have written it."""
-    for keys, kind in RECORDS[name].items():
+    for keys, kind in _NEEDED[name].items():
         value: Any = record
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None

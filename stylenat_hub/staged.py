@@ -14,13 +14,19 @@ from pathlib import Path
 
 from stylenat_hub.errors import InputError, WeightsError
 from stylenat_hub.files import link
-from stylenat_hub.weights import fingerprint, read_json, shown, stored_variants, weight_files, weights_kind
+from stylenat_hub.locations import RECORDS
+from stylenat_hub.weights import (
+    PARTS,
+    fingerprint,
+    read_json,
+    shown,
+    stored_variants,
+    weight_files,
+    weights_kind,
+)
 
 # What of a folder is pushed beside its models and its checkpoint; anything else that lies in it is not.
-FILES = (
-    *("model_index.json", "training.json", "conversion.json", "README.md", "LICENSE"),
-    *("samples.png", "pictures.png"),
-)
+FILES = ("model_index.json", *RECORDS, "README.md", "LICENSE", "samples.png", "pictures.png")
 STATE = "state.json"  # of a training's checkpoint: names the others, with size and SHA-256
 CONFIGS = ("config.json", "model_index.json")
 _TENSORS = re.compile(r"\w[\w.-]*\.safetensors")
@@ -36,7 +42,7 @@ def stage(source: Path, staged: Path) -> None:
             "save_pretrained, conversion.convert or training.export wrote"
         )
     _stage_model(source, staged, source)
-    for part in ("generator", "discriminator"):
+    for part in PARTS:
         if (source / part).is_dir():
             _stage_model(source / part, staged / part, source)
     for name in FILES:

@@ -13,6 +13,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from stylenat_hub import cards
 from stylenat_hub.bundle import CODE_CLASS, PIPELINE_CLASS
 from stylenat_hub.errors import InputError
+from stylenat_hub.locations import RECORDS
 from stylenat_hub.registry import find_class
 from stylenat_hub.weights import shown, weights_kind
 
@@ -107,7 +108,7 @@ def strangers(target: Target, names: Collection[str]) -> set[str]:
     """Of these files of the repository those that have a name of this package's, but are not by it."""
     found = {
         name
-        for name in cards.RECORDS
+        for name in RECORDS
         if name in names and name in target.names and cards.wrong_field(name, target.json(name))
     }
     inside = {name for name in names if name in target.names and name.startswith("checkpoint/")}

@@ -14,8 +14,8 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import validate_repo_id
 
-from stylenat_hub import cards
 from stylenat_hub.errors import HubError, InputError, StyleNATHubError
+from stylenat_hub.locations import RECORDS
 from stylenat_hub.push_options import COMMIT, UPLOAD, check_options, folder_path
 from stylenat_hub.remote import Failures, pushing, reason, retried, unanswered
 from stylenat_hub.signals import Interrupted
@@ -303,7 +303,7 @@ def _obsolete(there: Collection[str], files: dict[str, Path]) -> set[str]:
         if "model_index.json" not in there:  # the model by itself that was here
             old |= {file for file in there if file == "config.json" or (weights_kind(file) or "/")[0] == ""}
     if kinds & {("", None), ("generator", None)}:
-        old |= set(there) & set(cards.RECORDS)
+        old |= set(there) & set(RECORDS)
     return old - set(files)
 
 

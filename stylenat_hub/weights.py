@@ -22,6 +22,7 @@ from stylenat_hub.errors import ConfigError, InputError, WeightsError, listed, s
 from stylenat_hub.files import explained, replace_all, set_modes, staging, user_path, whole_folder
 from stylenat_hub.signals import Interrupted, held
 
+PARTS = ("generator", "discriminator")  # of a pipeline folder
 _STEM = "diffusion_pytorch_model"
 _WEIGHTS = re.compile(rf"{_STEM}(?:\.(?P<variant>[^/\\]+?))?(?P<shard>-\d{{5}}-of-\d{{5}})?\.safetensors")
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -39,11 +40,10 @@ def file_names(variant: str | None) -> tuple[str, str, str]:
 def pipeline_files(record: str) -> tuple[str, ...]:
     """The files of a pipeline folder that was made from something else. record: the one that says from what;
     it is first, because it is in every such folder."""
-    parts = ("generator", "discriminator")
     return (
         record,
         "model_index.json",
-        *(f"{part}/{name}" for part in parts for name in ("config.json", file_names(None)[0])),
+        *(f"{part}/{name}" for part in PARTS for name in ("config.json", file_names(None)[0])),
     )
 
 

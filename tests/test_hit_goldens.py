@@ -270,7 +270,7 @@ def test_norms():
     assert error(norm.running_var, io["after.moving_variance"]) < EXACT
     (out * io["probe"]).sum().backward()
     assert error(x.grad, io["grad.in"]) < EXACT
-    layer = parts._norm(HiTConfig.preset("tiny", norm="layer"), 6)
+    layer = parts.make_norm(HiTConfig.preset("tiny", norm="layer"), 6)
     layer.load_state_dict({"weight": io["w.gamma"], "bias": io["w.beta"]})
     assert error(layer(io["in"]).detach(), recorded("ops")["ln.out"]) < EXACT
 

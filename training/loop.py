@@ -136,7 +136,7 @@ class Trainer:
     def shards(self, pictures: torch.Tensor) -> list[Shard]:
         """The shards of the next step from this process's uint8 pictures [B', 3, R, R]."""
         recipe, device = self.recipe, self.accelerator.device
-        real = (pictures.to(device, non_blocking=True).float() / 255 - self.mean) / self.std
+        real = self.normalised(pictures)
         drawn_from = self.drawn_from()
         draws = self.game.draws(lambda name: stream(recipe.seed, name, self.images), self.strength)
         shards = []
@@ -144,6 +144,11 @@ class Trainer:
             own = {name: latent[rows].to(device) for name, latent in drawn_from.items()}
             shards.append(Shard(part, **own, draws={name: take(d, rows) for name, d in draws.items()}))
         return shards
+
+    def normalised(self, pictures: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, 3, R, R] -> the network's pictures, on its device."""
+        device = self.accelerator.device
+        return (pictures.to(device, non_blocking=True).float() / 255 - self.mean) / self.std
 
     def drawn_from(self) -> dict[str, torch.Tensor]:
         """The whole next batch's latents [B, z_dim] of both steps."""

@@ -20,7 +20,7 @@ import torch
 import typer
 from PIL import Image
 
-import stylenat_hub
+from stylenat_hub import signals
 from stylenat_hub.errors import InputError
 from stylenat_hub.files import check_writable, user_path
 from stylenat_hub.models.hit.autoencoder import Reconstruction, VQHiT
@@ -103,10 +103,6 @@ class ReconstructionTrainer(Trainer):
         elif self.images % RESTART_EVERY < self.recipe.batch and self.images <= self.recipe.images // 2:
             self.players.generator.seed_codebook(self.normalised(pictures), unused=True)
         super().step(pictures)
-
-    def normalised(self, pictures: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, 3, R, R] -> the network's pictures."""
-        return (pictures.to(self.accelerator.device).float() / 255 - self.mean) / self.std
 
     def _know_mean_style(self) -> None:
         """An autoencoder has none."""
@@ -197,7 +193,7 @@ def reconstruct(
     if resume and checkpoint is None:
         raise InputError(f"there is no checkpoint to go on from in {str(output)!r}; leave out --resume")
     checkpoints.check_output(output, checkpoint.path if checkpoint else None)
-    accelerator = train._accelerator(output, options)
+    accelerator = train.make_accelerator(output, options)
     if accelerator.num_processes > 1:
         raise InputError("VQ-HiT trains on one process; start it with python -m training.reconstruct")
     with contextlib.ExitStack() as stack:
@@ -210,10 +206,10 @@ def reconstruct(
         sources = (data, eval_data or data)
         trainer, pictures = _trainer(recipe, config, adversarial, sources, output, options, accelerator)
         if checkpoint is not None:
-            train._check_same_data(checkpoint, trainer.facts["data"])
+            train.check_same_data(checkpoint, trainer.facts["data"])
             trainer.restore(checkpoint)
-        train._clean_up(output, trainer.images)
-        why, saved = train._run(trainer, pictures, options)
+        train.clean_up(output, trainer.images)
+        why, saved = train.run(trainer, pictures, options)
         trainer.players.average.save_pretrained(output / VQHiT.component)
         return why, saved
 
@@ -226,7 +222,7 @@ def _stored(
         raise InputError(
             f"{str(checkpoint.path)!r} is of a generator, not of VQ-HiT; go on with it by training.train"
         )
-    recipe = train._resumed_recipe(checkpoint, None, overrides)
+    recipe = train.resumed_recipe(checkpoint, None, overrides)
     return recipe, VQHiTConfig.from_dict(facts["autoencoder"]), float(facts["adversarial"])
 
 
@@ -241,17 +237,16 @@ def _trainer(
 ) -> tuple[ReconstructionTrainer, Pictures]:
     """sources: what to learn from, and what to measure and show."""
     players = new_players(config, recipe)
-    train._check_space(output, players)
-    pictures = train._pictures(sources[0], config.resolution, recipe, options)
+    train.check_space(output, players)
+    pictures = train.open_pictures(sources[0], config.resolution, recipe, options)
     still = dataclasses.replace(recipe, flip=False)
-    measured = train._pictures(sources[1], config.resolution, still, options)
+    measured = train.open_pictures(sources[1], config.resolution, still, options)
     count = min(options.metric_images or train.DEFAULT_METRIC_IMAGES, len(measured))
     shown = torch.stack([measured[i] for i in range(min(options.schedule.samples, len(measured)))])
     facts = {
         "autoencoder": config.to_dict(),
         "adversarial": adversarial,
-        "data": {"fingerprint": pictures.source.fingerprint, "pictures": len(pictures.source)},
-        "versions": {"stylenat_hub": stylenat_hub.__version__, "torch": torch.__version__},
+        **train.run_facts(pictures),
     }
     for model in vars(players).values():
         model.to(accelerator.device)
@@ -298,7 +293,7 @@ def main(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Train VQ-HiT: pictures to a grid of codes, and back through HiT's stages."""
-    with one_sentence(debug):
+    with one_sentence(debug, "interrupted; the checkpoints that are there are whole"):
         given = {"images": images, "batch": batch, "seed": seed}
         overrides = {name: value for name, value in given.items() if value is not None}
         schedule = Schedule(checkpoint_every=every, sample_every=every, metric_every=every, samples=samples)
@@ -316,4 +311,5 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    with signals.caught("interrupted; the checkpoints that are there are whole"):
+        app(prog_name="python -m training.reconstruct")

@@ -107,12 +107,12 @@ def train(
     check_writable(output)
     checkpoint = _checkpoint(output, resume)
     checkpoints.check_output(output, checkpoint.path if checkpoint else None)
-    accelerator = _accelerator(output, options)
+    accelerator = make_accelerator(output, options)
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(checkpoints.locked(output))
         if checkpoint is not None:
-            recipe = _resumed_recipe(checkpoint, recipe, overrides or {})
+            recipe = resumed_recipe(checkpoint, recipe, overrides or {})
             players = stored_players(recipe, checkpoint.state)
             said = f"going on from {checkpoint.path.name}"
         elif source is not None:
@@ -122,7 +122,7 @@ def train(
         else:
             recipe = _with(recipe or Recipe.preset("tiny"), overrides)
             players, said = new_players(recipe), "starting from random weights"
-        pictures = _pictures(data, players.generator.resolution, recipe, options)
+        pictures = open_pictures(data, players.generator.resolution, recipe, options)
         trainer = _trainer(recipe, players, pictures, accelerator, output, options)
         if options.push_to_hub and accelerator.is_main_process:
             trainer.publisher = _publisher(output, options, resumed=checkpoint is not None)
@@ -130,9 +130,9 @@ def train(
         if checkpoint is not None:
             _take_up(trainer, checkpoint, options)
         if accelerator.is_main_process:
-            _clean_up(output, trainer.images)
+            clean_up(output, trainer.images)
             _print_start(said, trainer, pictures)
-        return _run(trainer, pictures, options)
+        return run(trainer, pictures, options)
 
 
 def _trainer(
@@ -144,13 +144,9 @@ def _trainer(
     options: Options,
 ) -> Trainer:
     """The trainer, its networks on their device and equal in all processes."""
-    _check_space(output, players)
+    check_space(output, players)
     metric = _metric(options, pictures, players.generator.resolution)
-    facts = {
-        **facts_of(players),
-        "data": {"fingerprint": pictures.source.fingerprint, "pictures": len(pictures.source)},
-        "versions": {"stylenat_hub": stylenat_hub.__version__, "torch": torch.__version__},
-    }
+    facts = {**facts_of(players), **run_facts(pictures)}
     for model in vars(players).values():
         model.to(accelerator.device)
     _agree(players)
@@ -171,10 +167,18 @@ def _trainer(
     )
 
 
+def run_facts(pictures: Pictures) -> dict[str, Any]:
+    """What every checkpoint says of the data and of the versions that it was made with."""
+    return {
+        "data": {"fingerprint": pictures.source.fingerprint, "pictures": len(pictures.source)},
+        "versions": {"stylenat_hub": stylenat_hub.__version__, "torch": torch.__version__},
+    }
+
+
 def _take_up(trainer: Trainer, checkpoint: checkpoints.Checkpoint, options: Options) -> None:
     """Continue where the checkpoint ends."""
     if not options.accept_changed_data:
-        _check_same_data(checkpoint, trainer.facts["data"])
+        check_same_data(checkpoint, trainer.facts["data"])
     trainer.facts["started_from"] = checkpoint.state["started_from"]
     trainer.restore(checkpoint)
     if trainer.publisher is not None and trainer.output.resolve() in checkpoint.path.resolve().parents:
@@ -184,14 +188,14 @@ def _take_up(trainer: Trainer, checkpoint: checkpoints.Checkpoint, options: Opti
         trainer.accelerator.print(f"the precision was {before} and is now {now}: not the same to the bit")
 
 
-def _clean_up(output: Path, images: int) -> None:
+def clean_up(output: Path, images: int) -> None:
     """Remove what a killed process left, and set aside the checkpoints of another branch."""
     checkpoints.remove_unfinished(output)
     for path in checkpoints.set_aside_newer(output, images):
         print(f"set aside what is after {images:,} images: {path.name}", flush=True)
 
 
-def _run(trainer: Trainer, pictures: Pictures, options: Options) -> tuple[str, Path]:
+def run(trainer: Trainer, pictures: Pictures, options: Options) -> tuple[str, Path]:
     accelerator = trainer.accelerator
     sampler = ShardSampler(trainer.images, trainer.recipe.batch, trainer.flat_rows)
     batches = loader(pictures, sampler, options.workers, accelerator.device.type == "cuda")
@@ -232,7 +236,7 @@ def _name_of(source: str | None) -> str | None:
     )
 
 
-def _accelerator(output: Path, options: Options) -> Accelerator:
+def make_accelerator(output: Path, options: Options) -> Accelerator:
     if options.tracker not in TRACKERS:
         raise InputError(f"the tracker is {options.tracker!r}; allowed: {', '.join(TRACKERS)}")
     _check_tracker(options.tracker)
@@ -299,7 +303,7 @@ def _with(recipe: Recipe, overrides: Mapping[str, Any] | None) -> Recipe:
     return Recipe.from_dict({**recipe.to_dict(), **(overrides or {})})
 
 
-def _resumed_recipe(
+def resumed_recipe(
     checkpoint: checkpoints.Checkpoint, recipe: Recipe | None, overrides: Mapping[str, Any]
 ) -> Recipe:
     """The checkpoint's recipe, with a new length if one is asked for."""
@@ -323,7 +327,7 @@ def _resumed_recipe(
     return asked
 
 
-def _pictures(data: str, resolution: int, recipe: Recipe, options: Options) -> Pictures:
+def open_pictures(data: str, resolution: int, recipe: Recipe, options: Options) -> Pictures:
     source = open_source(data, options.split)
     check_source(source, resolution, options.allow_upscaling)
     return Pictures(
@@ -336,7 +340,7 @@ def _pictures(data: str, resolution: int, recipe: Recipe, options: Options) -> P
     )
 
 
-def _check_same_data(checkpoint: checkpoints.Checkpoint, data: Mapping[str, Any]) -> None:
+def check_same_data(checkpoint: checkpoints.Checkpoint, data: Mapping[str, Any]) -> None:
     before = checkpoint.state["data"]
     if before["fingerprint"] != data["fingerprint"]:
         raise InputError(
@@ -345,7 +349,7 @@ def _check_same_data(checkpoint: checkpoints.Checkpoint, data: Mapping[str, Any]
         )
 
 
-def _check_space(output: Path, players: Any) -> None:
+def check_space(output: Path, players: Any) -> None:
     """Raise `InputError` if not even one checkpoint fits the disk, before hours are spent."""
     needed = checkpoints.required_bytes(vars(players))
     nearest = next(path for path in (output, *output.parents) if path.exists())

@@ -126,3 +126,53 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `config.json` (tuples, which JSON writes as lists)."""
         return dataclasses.asdict(self)
+
+
+class LevelsConfig(ModelConfig):
+    """Base of the style-based families whose levels double the side from 4 px: what they have in common.
+
+    A subclass has the fields `resolution`, `channels`, `num_heads`, `z_dim`, `w_dim`, `mapping_layers`,
+    `mapping_lr_mul`, `mlp_ratio`, `qkv_bias`, `image_mean` and `image_std`.
+    """
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.channels)
+
+    def level_size(self, level: int) -> int:
+        """Side of the token grid of a level, in pixels."""
+        return 4 * 2**level
+
+    def validate_common(self, per_level: tuple[str, ...]) -> None:
+        """Raise a `ConfigError` for a common field that is wrong, or one of `per_level` that has not an entry
+        for each level."""
+        size = self.resolution
+        self.require(
+            is_whole(size, 8, 4096) and size & (size - 1) == 0, "resolution", "a power of two from 8 to 4096"
+        )
+        levels = size.bit_length() - 2
+        for field in per_level:
+            value = getattr(self, field)
+            self.require(
+                isinstance(value, tuple) and len(value) == levels,
+                field,
+                f"{levels} entries, one per level from 4 to {size} px",
+            )
+        for field in ("z_dim", "w_dim"):
+            self.require_whole(field, 1, WIDEST)
+        self.require_whole("mapping_layers", 1, 64)
+        self.require_number("mapping_lr_mul", 0, 1e6)
+        self.require_number("mlp_ratio", 0, 64)
+        self.require(isinstance(self.qkv_bias, bool), "qkv_bias", "true or false")
+        self.require_rgb("image_mean")
+        self.require_rgb("image_std", low=0)
+
+    def validate_width(self, level: int, at: str) -> None:
+        """Raise a `ConfigError` for channels of a level that do not fit; `at`: what to call the level."""
+        width = self.channels[level]
+        # Channels enter a level through the position code: two sines and two cosines per axis at least.
+        fits = is_whole(width, 1, WIDEST) and (level == 0 or (width % 4 == 0 and width >= 8))
+        self.require(fits, "channels", f"a multiple of 4 from 8 to {WIDEST}, {at}, not {width!r}")
+        self.require(
+            round(width * self.mlp_ratio) >= 1, "mlp_ratio", f"enough for one hidden channel of {width} {at}"
+        )

@@ -15,24 +15,22 @@ from torch import Tensor
 
 from stylenat_hub.errors import ConfigError, WeightsError
 from stylenat_hub.models.discriminator import WaveletDiscriminator, WaveletDiscriminatorConfig
+from stylenat_hub.models.original import patterns
 
-_RENAMES = tuple(
-    (re.compile(old), new)
-    for old, new in (
-        (r"from_rgbs\.(\d+)\.conv\.0\.weight_(orig|u|v)", r"from_rgb.\1.\2"),
-        (r"from_rgbs\.(\d+)\.conv\.1\.bias", r"from_rgb.\1.bias"),
-        (r"convs\.(\d+)\.conv1\.0\.weight_(orig|u|v)", r"scales.\1.conv1.\2"),
-        (r"convs\.(\d+)\.conv1\.1\.bias", r"scales.\1.conv1.bias"),
-        (r"convs\.(\d+)\.conv2\.1\.weight_(orig|u|v)", r"scales.\1.conv2.\2"),
-        (r"convs\.(\d+)\.conv2\.2\.bias", r"scales.\1.conv2.bias"),
-        (r"final_conv\.0\.weight_(orig|u|v)", r"final_conv.\1"),
-        (r"final_conv\.1\.bias", r"final_conv.bias"),
-        (r"final_linear\.0\.weight_(orig|u|v)", r"hidden.\1"),
-        (r"final_linear\.0\.bias", r"hidden.bias"),
-        (r"final_linear\.1\.bias", r"hidden_bias"),
-        (r"final_linear\.2\.weight_(orig|u|v)", r"logit.\1"),
-        (r"final_linear\.2\.bias", r"logit.bias"),
-    )
+_RENAMES = patterns(
+    (r"from_rgbs\.(\d+)\.conv\.0\.weight_(orig|u|v)", r"from_rgb.\1.\2"),
+    (r"from_rgbs\.(\d+)\.conv\.1\.bias", r"from_rgb.\1.bias"),
+    (r"convs\.(\d+)\.conv1\.0\.weight_(orig|u|v)", r"scales.\1.conv1.\2"),
+    (r"convs\.(\d+)\.conv1\.1\.bias", r"scales.\1.conv1.bias"),
+    (r"convs\.(\d+)\.conv2\.1\.weight_(orig|u|v)", r"scales.\1.conv2.\2"),
+    (r"convs\.(\d+)\.conv2\.2\.bias", r"scales.\1.conv2.bias"),
+    (r"final_conv\.0\.weight_(orig|u|v)", r"final_conv.\1"),
+    (r"final_conv\.1\.bias", r"final_conv.bias"),
+    (r"final_linear\.0\.weight_(orig|u|v)", r"hidden.\1"),
+    (r"final_linear\.0\.bias", r"hidden.bias"),
+    (r"final_linear\.1\.bias", r"hidden_bias"),
+    (r"final_linear\.2\.weight_(orig|u|v)", r"logit.\1"),
+    (r"final_linear\.2\.bias", r"logit.bias"),
 )
 _WAVELET = re.compile(r"(?:from_rgbs\.\d+\.)?([di])wt\.(ll|lh|hl|hh)")
 _BLUR = re.compile(r"from_rgbs\.\d+\.downsample\.kernel|convs\.\d+\.conv2\.0\.kernel")

@@ -16,9 +16,9 @@ from stylenat_hub.models.hit.config import HiTDecoderConfig
 from stylenat_hub.models.hit.generator import (
     EMBEDDING,
     Stage,
-    _linear,
-    _norm,
-    _weight,
+    learned,
+    linear,
+    make_norm,
     statistics_of,
     through_stages,
 )
@@ -33,9 +33,9 @@ class FeatureEmbedding(nn.Module):
     def __init__(self, config: HiTDecoderConfig) -> None:
         super().__init__()
         channels = config.channels[0]
-        self.proj = _linear(config.feature_dim, channels)
-        self.position = _weight(EMBEDDING, channels)
-        self.norm = _norm(config, channels)
+        self.proj = linear(config.feature_dim, channels)
+        self.position = learned(EMBEDDING, channels)
+        self.norm = make_norm(config, channels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """[B, C, h, h] -> [B, 16, C']."""
@@ -59,7 +59,7 @@ class HiTDecoder(ZooModel):
 
     def __init__(self, config: HiTDecoderConfig) -> None:
         super().__init__(config)
-        self.stem = _linear(config.feature_dim, config.channels[0])
+        self.stem = linear(config.feature_dim, config.channels[0])
         self.embedding = FeatureEmbedding(config)
         self.stages = nn.ModuleList(Stage(config, stage) for stage in range(config.num_stages))
 

@@ -26,7 +26,7 @@ from stylenat_hub.models.hit.norm import BatchNorm, OnceCounted
 EMBEDDING = 16  # tokens that the latent becomes, which every stage's cross-attention reads
 
 
-def _weight(*shape: int) -> nn.Parameter:
+def learned(*shape: int) -> nn.Parameter:
     weight = nn.Parameter(torch.empty(shape))
     _initialise(weight)
     return weight
@@ -37,14 +37,14 @@ def _initialise(weight: torch.Tensor) -> None:
     nn.init.trunc_normal_(weight, std=0.02, a=-0.04, b=0.04)
 
 
-def _linear(in_features: int, out_features: int) -> nn.Linear:
+def linear(in_features: int, out_features: int) -> nn.Linear:
     layer = nn.Linear(in_features, out_features)
     _initialise(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
 
 
-def _norm(config: StagesConfig, channels: int) -> nn.Module:
+def make_norm(config: StagesConfig, channels: int) -> nn.Module:
     if config.norm == "layer":
         return nn.LayerNorm(channels, eps=1e-6)
     return BatchNorm(channels, synchronised=config.sync_batch_norm)
@@ -115,10 +115,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, width = heads, channels // heads
         self.shared = 1 if multi_query else heads
-        self.query = _linear(channels, channels)
-        self.key = _linear(source, self.shared * width)
-        self.value = _linear(source, self.shared * width)
-        self.proj = _linear(channels, channels)
+        self.query = linear(channels, channels)
+        self.key = linear(source, self.shared * width)
+        self.value = linear(source, self.shared * width)
+        self.proj = linear(channels, channels)
 
     def projected(self, x: torch.Tensor, source: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """q [..., N, D] of the tokens x [..., C]; k and v [..., K, D] of the tokens `source` [..., C']."""
@@ -170,8 +170,8 @@ class MLP(nn.Module):
 
     def __init__(self, channels: int, ratio: int) -> None:
         super().__init__()
-        self.fc1 = _linear(channels, channels * ratio)
-        self.fc2 = _linear(channels * ratio, channels)
+        self.fc1 = linear(channels, channels * ratio)
+        self.fc2 = linear(channels * ratio, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., C] -> [..., C]."""
@@ -183,7 +183,7 @@ class MLPBlock(nn.Module):
 
     def __init__(self, config: StagesConfig, channels: int) -> None:
         super().__init__()
-        self.norm = _norm(config, channels)
+        self.norm = make_norm(config, channels)
         self.mlp = MLP(channels, config.mlp_ratio)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -196,9 +196,9 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, config: StagesConfig, channels: int, attention: Attention) -> None:
         super().__init__()
-        self.norm1 = _norm(config, channels)
+        self.norm1 = make_norm(config, channels)
         self.attn = attention
-        self.norm2 = _norm(config, channels)
+        self.norm2 = make_norm(config, channels)
         self.mlp = MLP(channels, config.mlp_ratio)
 
     def forward(self, x: torch.Tensor, *embedding: torch.Tensor) -> torch.Tensor:
@@ -213,8 +213,8 @@ class ToRGB(nn.Module):
 
     def __init__(self, config: StagesConfig, channels: int) -> None:
         super().__init__()
-        self.norm = _norm(config, channels)
-        self.proj = _linear(channels, 3)
+        self.norm = make_norm(config, channels)
+        self.proj = linear(channels, 3)
 
     def forward(self, x: torch.Tensor, rgb: torch.Tensor | None = None) -> torch.Tensor:
         """x [B, H, W, C], rgb [B, H/2, W/2, 3] -> [B, H, W, 3]."""
@@ -230,7 +230,7 @@ class Upsample(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         quarter = in_channels // 4
-        self.proj = nn.Identity() if quarter == out_channels else _linear(quarter, out_channels)
+        self.proj = nn.Identity() if quarter == out_channels else linear(quarter, out_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, H, W, C] -> [B, 2H, 2W, C']."""
@@ -249,7 +249,7 @@ class Stage(nn.Module):
             config.block_sizes[stage],
         )
         self.size = size = config.stage_size(stage)
-        self.position = _weight(size, size, channels)
+        self.position = learned(size, size, channels)
         self.cross = AttentionBlock(
             config, channels, CrossAttention(channels, config.channels[0], heads, config.multi_query)
         )
@@ -280,9 +280,9 @@ class Embedding(nn.Module):
     def __init__(self, config: HiTConfig) -> None:
         super().__init__()
         channels = config.channels[0]
-        self.proj = _linear(config.z_dim, EMBEDDING * channels)
-        self.position = _weight(EMBEDDING, channels)
-        self.norm = _norm(config, channels)
+        self.proj = linear(config.z_dim, EMBEDDING * channels)
+        self.position = learned(EMBEDDING, channels)
+        self.norm = make_norm(config, channels)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """[B, z_dim] -> [B, 16, C]."""
@@ -332,7 +332,7 @@ class HiTGenerator(Generator):
     def __init__(self, config: HiTConfig) -> None:
         super().__init__(config)
         self.w_avg.zero_()  # known without an estimate
-        self.stem = _linear(config.z_dim, FIRST * FIRST * config.channels[0])
+        self.stem = linear(config.z_dim, FIRST * FIRST * config.channels[0])
         self.embedding = Embedding(config)
         self.stages = nn.ModuleList(Stage(config, stage) for stage in range(config.num_stages))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stylenat_hub.models.config import IMAGENET_MEAN, IMAGENET_STD, WIDEST, ModelConfig, is_whole
+from stylenat_hub.models.config import IMAGENET_MEAN, IMAGENET_STD, WIDEST, LevelsConfig, is_whole
 
 
 def partition_heads(num_heads: int, partitions: int) -> tuple[int, ...]:
@@ -52,7 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class StyleNATConfig(ModelConfig):
+class StyleNATConfig(LevelsConfig):
     """Everything that fixes the shape and the arithmetic of a StyleNAT generator.
 
     Fields with one entry per level run from the 4 px level to the output resolution.
@@ -82,48 +82,16 @@ class StyleNATConfig(ModelConfig):
     image_mean: tuple[float, ...] = IMAGENET_MEAN
     image_std: tuple[float, ...] = IMAGENET_STD
 
-    @property
-    def num_levels(self) -> int:
-        return len(self.channels)
-
-    def level_size(self, level: int) -> int:
-        """Side of the token grid of a level, in pixels."""
-        return 4 * 2**level
-
     def validate(self) -> None:
-        size = self.resolution
-        self.require(
-            is_whole(size, 8, 4096) and size & (size - 1) == 0, "resolution", "a power of two from 8 to 4096"
-        )
-        levels = size.bit_length() - 2
-        for field in ("channels", "num_heads", "kernel_sizes", "dilations"):
-            value = getattr(self, field)
-            self.require(
-                isinstance(value, tuple) and len(value) == levels,
-                field,
-                f"{levels} entries, one per level from 4 to {size} px",
-            )
-        for field in ("z_dim", "w_dim"):
-            self.require_whole(field, 1, WIDEST)
-        self.require_whole("mapping_layers", 1, 64)
-        self.require_number("mapping_lr_mul", 0, 1e6)
-        self.require_number("mlp_ratio", 0, 64)
-        self.require(isinstance(self.qkv_bias, bool), "qkv_bias", "true or false")
-        self.require_rgb("image_mean")
-        self.require_rgb("image_std", low=0)
-        for level in range(levels):
+        self.validate_common(("channels", "num_heads", "kernel_sizes", "dilations"))
+        for level in range(self.num_levels):
             self._validate_level(level)
 
     def _validate_level(self, level: int) -> None:
         size, at = self.level_size(level), f"at level {level} ({self.level_size(level)} px)"
         width, heads = self.channels[level], self.num_heads[level]
         kernels, dilations = self.kernel_sizes[level], self.dilations[level]
-        # Channels enter a level through the position code: two sines and two cosines per axis at least.
-        fits = is_whole(width, 1, WIDEST) and (level == 0 or (width % 4 == 0 and width >= 8))
-        self.require(fits, "channels", f"a multiple of 4 from 8 to {WIDEST}, {at}, not {width!r}")
-        self.require(
-            round(width * self.mlp_ratio) >= 1, "mlp_ratio", f"enough for one hidden channel of {width} {at}"
-        )
+        self.validate_width(level, at)
         fits = is_whole(heads, 1, WIDEST) and width % heads == 0
         self.require(fits, "num_heads", f"a divisor of {width} channels {at}, not {heads!r}")
         for field, values in (("kernel_sizes", kernels), ("dilations", dilations)):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stylenat_hub.models.config import IMAGENET_MEAN, IMAGENET_STD, WIDEST, ModelConfig, is_whole
+from stylenat_hub.models.config import IMAGENET_MEAN, IMAGENET_STD, WIDEST, LevelsConfig, is_whole
 
 WINDOW = 8
 
@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class StyleSwinConfig(ModelConfig):
+class StyleSwinConfig(LevelsConfig):
     """Everything that fixes the shape and the arithmetic of a StyleSwin generator.
 
     Fields with one entry per level run from the 4 px level to the output resolution.
@@ -65,52 +65,20 @@ class StyleSwinConfig(ModelConfig):
     image_mean: tuple[float, ...] = IMAGENET_MEAN
     image_std: tuple[float, ...] = IMAGENET_STD
 
-    @property
-    def num_levels(self) -> int:
-        return len(self.channels)
-
-    def level_size(self, level: int) -> int:
-        """Side of the token grid of a level, in pixels."""
-        return 4 * 2**level
-
     def shift(self, level: int) -> int:
         """How far the windows of the second half of the heads are moved, in pixels."""
         window = self.window_sizes[level]
         return window // 2 if window < self.level_size(level) else 0
 
     def validate(self) -> None:
-        size = self.resolution
-        self.require(
-            is_whole(size, 8, 4096) and size & (size - 1) == 0, "resolution", "a power of two from 8 to 4096"
-        )
-        levels = size.bit_length() - 2
-        for field in ("channels", "num_heads", "window_sizes"):
-            value = getattr(self, field)
-            self.require(
-                isinstance(value, tuple) and len(value) == levels,
-                field,
-                f"{levels} entries, one per level from 4 to {size} px",
-            )
-        for field in ("z_dim", "w_dim"):
-            self.require_whole(field, 1, WIDEST)
-        self.require_whole("mapping_layers", 1, 64)
-        self.require_number("mapping_lr_mul", 0, 1e6)
-        self.require_number("mlp_ratio", 0, 64)
-        self.require(isinstance(self.qkv_bias, bool), "qkv_bias", "true or false")
-        self.require_rgb("image_mean")
-        self.require_rgb("image_std", low=0)
-        for level in range(levels):
+        self.validate_common(("channels", "num_heads", "window_sizes"))
+        for level in range(self.num_levels):
             self._validate_level(level)
 
     def _validate_level(self, level: int) -> None:
         size, at = self.level_size(level), f"at level {level} ({self.level_size(level)} px)"
         width, heads, window = self.channels[level], self.num_heads[level], self.window_sizes[level]
-        # Channels enter a level through the position code: two sines and two cosines per axis at least.
-        fits = is_whole(width, 1, WIDEST) and (level == 0 or (width % 4 == 0 and width >= 8))
-        self.require(fits, "channels", f"a multiple of 4 from 8 to {WIDEST}, {at}, not {width!r}")
-        self.require(
-            round(width * self.mlp_ratio) >= 1, "mlp_ratio", f"enough for one hidden channel of {width} {at}"
-        )
+        self.validate_width(level, at)
         fits = is_whole(heads, 2, WIDEST) and heads % 2 == 0 and width % heads == 0
         self.require(fits, "num_heads", f"an even divisor of {width} channels {at}, not {heads!r}")
         # 64 bounds the pairs of a window, 4096 x 4096 biases per head.
