@@ -82,9 +82,8 @@ def _drawing(result: dict[str, Any]) -> list[tuple[str, ...]]:
     ):
         if formulation in seconds:
             time = seconds[formulation] / batch
-            share = f"{result['attention_seconds'][formulation] / seconds[formulation]:.0%}".replace(
-                "%", " %"
-            )
+            inside = result.get("attention_seconds", {}).get(formulation)
+            share = "" if inside is None else f"{100 * inside / seconds[formulation]:.0f} %"
             memory = _memory(result["peak_memory_mib"].get(formulation))
             rows.append((what, _kind(result), _where(result), *_times(time, floor), share, memory))
     return rows

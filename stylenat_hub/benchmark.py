@@ -45,8 +45,9 @@ def benchmark(
     measure the gather formulation too (slow, and it needs several times the memory), if the model has
     neighborhood attention; no other attention is timed by itself.
 
-    Returns plain data: seconds per call (the median, and the range: a wide one means a busy machine), shares,
-    ratios, GFLOP, peak memory in MiB, the machine and the versions.
+    Returns plain data: seconds per call (the median, and the range: a wide one means a busy machine), shares
+    (of neighborhood attention, where there is any), ratios, GFLOP, peak memory in MiB, the machine and the
+    versions.
     Raises `InputError` for a batch or repeats below 1, `UnknownModelError` for the name.
     """
     if batch < 1 or repeats < 1:
@@ -58,7 +59,9 @@ def benchmark(
         shapes = _matrix_products(model, latents)
     both = gather and clock[0] > 0  # a family without neighborhood attention has one formulation
     # The blocks' products are the floor; of a family without blocks it is those of all linear layers.
-    block_shapes = [shape for path, shape in shapes if ".blocks." in path] or [shape for _, shape in shapes]
+    blocks = _blocks(model)
+    block_shapes = [shape for path, shape in shapes if path.startswith(blocks)]
+    block_shapes = block_shapes or [shape for _, shape in shapes]
     if not shapes:
         raise InputError(f"{name!r} has no linear layers whose products its time could be compared with")
     kinds: dict[str, Callable[[], float]] = {
@@ -92,14 +95,15 @@ def benchmark(
         "seconds_range": {
             kind: [f(total for total, _ in runs) for f in (min, max)] for kind, runs in times.items()
         },
-        "attention_seconds": {kind: value for kind, value in inside.items() if kind != "matrix_products"},
-        "attention_share": inside["tiled"] / seconds["tiled"],
         "images_per_second": batch / seconds["tiled"],
         "matrix_products_gflop": _gflop(block_shapes),
         "all_linear_layers_gflop": _gflop([shape for _, shape in shapes]),
         "ratio_to_matrix_products": seconds["tiled"] / seconds["matrix_products"],
         "machine": machine(device),
     }
+    if inside["tiled"] > 0:
+        result["attention_seconds"] = {k: value for k, value in inside.items() if k != "matrix_products"}
+        result["attention_share"] = inside["tiled"] / seconds["tiled"]
     if both:
         result["gather_over_tiled"] = seconds["gather"] / seconds["tiled"]
     if device == "cpu":
@@ -120,17 +124,19 @@ def table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for kind, seconds in result["seconds"].items():
-        part = result["attention_seconds"].get(kind)
+        part = result.get("attention_seconds", {}).get(kind)
         low, high = result["seconds_range"][kind]
         inside = "" if part is None else f"{part:.3f}"
         peak = f"{memory[kind]:.0f}" if kind in memory else ""
-        name = kind.replace("_", " ")
+        name = kind.replace("_", " ") if "attention_share" in result or kind != "tiled" else "generation"
         rows.append(f"| {name} | {seconds:.3f} | {low:.3f} to {high:.3f} | {inside} | {peak} |")
     head = (
         f"{result['model']}, {result['dtype']}, batch {result['batch']}, {result['threads']} threads: "
         f"{result['ratio_to_matrix_products']:.2f} times its {result['matrix_products_gflop']:.4g} GFLOP "
-        f"of matrix products, neighborhood attention {100 * result['attention_share']:.0f} %"
+        "of matrix products"
     )
+    if "attention_share" in result:
+        head += f", neighborhood attention {100 * result['attention_share']:.0f} %"
     if "gather_over_tiled" in result:
         head += f"; the gather formulation takes {result['gather_over_tiled']:.1f} times as long"
     return "\n".join([head, "", *rows])
@@ -146,6 +152,12 @@ def _build(name: str, batch: int, dtype: torch.dtype, device: str) -> tuple[Gene
 def _generate(model: Generator, latents: torch.Tensor, backend: str) -> None:
     with attention.use_backend(backend):
         model(latents)
+
+
+def _blocks(model: Generator) -> tuple[str, ...]:
+    """How the names of what is in the model's blocks begin."""
+    kinds = model._no_split_modules or ()
+    return tuple(f"{path}." for path, module in model.named_modules() if type(module).__name__ in kinds)
 
 
 def _matrix_products(model: Generator, latents: torch.Tensor) -> list[tuple[str, Shape]]:

@@ -13,7 +13,7 @@ from hit_recordings import error, full_size, generator_of, part, recorded, small
 
 from stylenat_hub import GANPipeline, HiTConfig, HiTDiscriminator, HiTDiscriminatorConfig, HiTGenerator
 from stylenat_hub.errors import ConfigError, InputError, WeightsError
-from stylenat_hub.models.hit import FAMILY, norm
+from stylenat_hub.models.hit import FAMILY, blocks, norm
 from stylenat_hub.models.hit import generator as parts
 from stylenat_hub.models.hit.keys import below, convert_tensorflow, infer_config, infer_discriminator_config
 from stylenat_hub.summary import describe
@@ -82,7 +82,7 @@ def test_presets_are_the_original_tables():
 def test_the_first_heads_look_within_a_block_and_the_others_across():
     """q = 0 makes every weight equal: a head's output is the mean of the values that it sees, one head each
     a different multiple of them."""
-    attention = parts.MultiAxisAttention(8, 4, multi_query=True).double()
+    attention = blocks.MultiAxisAttention(8, 4, multi_query=True).double()
     with torch.no_grad():
         for layer in (attention.query, attention.value, attention.proj):
             layer.weight.zero_()
@@ -103,10 +103,10 @@ def test_the_first_heads_look_within_a_block_and_the_others_across():
 def test_a_token_of_a_block_is_where_it_was():
     rows, columns = torch.arange(6), torch.arange(8)
     x = (10 * rows[:, None] + columns)[None, :, :, None]
-    blocks = parts.to_blocks(x, 2)
-    assert blocks.shape == (1, 12, 4, 1)
-    assert blocks[0, 5, :, 0].tolist() == [22, 23, 32, 33]  # the second row of blocks, its second block
-    assert torch.equal(parts.from_blocks(blocks, 2, 6), x)
+    cut = blocks.to_blocks(x, 2)
+    assert cut.shape == (1, 12, 4, 1)
+    assert cut[0, 5, :, 0].tolist() == [22, 23, 32, 33]  # the second row of blocks, its second block
+    assert torch.equal(blocks.from_blocks(cut, 2, 6), x)
 
 
 def test_depth_to_space_is_tensorflows():
@@ -122,16 +122,32 @@ def test_attention_is_softmax_and_its_gradient_has_a_gradient(shared):
     heads = [x.repeat_interleave(4 // shared, dim=2) for x in (k, v)]
     logits = torch.einsum("blnd,bsnd->bnls", q, heads[0]) / 3**0.5
     wanted = torch.einsum("bnls,bsnd->blnd", logits.softmax(-1), heads[1])
-    torch.testing.assert_close(parts.attend(q, k, v), wanted, rtol=0, atol=1e-13)
-    assert torch.autograd.gradcheck(parts.attend, (q, k, v))
-    assert torch.autograd.gradgradcheck(parts.attend, (q, k, v))
+    torch.testing.assert_close(blocks.attend(q, k, v), wanted, rtol=0, atol=1e-13)
+    assert torch.autograd.gradcheck(blocks.attend, (q, k, v))
+    assert torch.autograd.gradgradcheck(blocks.attend, (q, k, v))
 
 
 def test_large_logits_stay_finite():
     q = 300 * torch.randn(1, 4, 2, 8)
     q.requires_grad_()
-    parts.attend(q, q.detach()[:, :, :1], q.detach()[:, :, :1]).sum().backward()
+    blocks.attend(q, q.detach()[:, :, :1], q.detach()[:, :, :1]).sum().backward()
     assert torch.isfinite(q.grad).all()
+
+
+@pytest.mark.parametrize("budget", [3000, 40_000])  # bytes: a row and less, some samples
+def test_inference_in_strips_is_the_same_network(monkeypatch, budget):
+    """Without gradients a CPU works on some rows at a time; the picture is the plain formulation."""
+    generator = tiny().double()
+    z = torch.randn(5, generator.z_dim, dtype=torch.float64)
+    wanted = generator(z).detach()
+    monkeypatch.setattr(parts, "STRIP_BYTES", budget)
+    calls = []
+    generator.stages[-1].cross.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[0].shape))
+    with torch.no_grad():
+        torch.testing.assert_close(generator(z), wanted, rtol=0, atol=1e-10)
+        assert len(calls) > 1  # in strips indeed
+        generator.train()
+        assert not torch.allclose(generator(z), wanted)  # the batch's statistics are those of the whole batch
 
 
 def test_truncation_scales_z(tmp_path):

@@ -25,6 +25,7 @@ from hit_recordings import (
 from torch import nn
 
 from stylenat_hub.layers.discriminator import blur, minibatch_stddev
+from stylenat_hub.models.hit import blocks
 from stylenat_hub.models.hit import generator as parts
 from stylenat_hub.models.hit.config import HiTConfig
 from stylenat_hub.models.hit.discriminator import Conv, HiTDiscriminator, Linear
@@ -60,7 +61,7 @@ def test_every_step_of_the_forward_pass(mode):
     def enters(key, stage):
         def hook(module, inputs):
             x = inputs[0]
-            seen[key] = x if stage.side is None else parts.from_blocks(x, stage.side, stage.size)
+            seen[key] = x if stage.side is None else blocks.from_blocks(x, stage.side, stage.size)
 
         return hook
 
@@ -212,9 +213,9 @@ def test_attention(name):
     io = part("ops", f"{name}.")
     channels, heads = io["w.query_dense/kernel"].shape[:2]
     if name.startswith("cross"):
-        attention = parts.CrossAttention(channels, io["value"].shape[-1], heads, **CASES[name])
+        attention = blocks.CrossAttention(channels, io["value"].shape[-1], heads, **CASES[name])
     else:
-        attention = parts.MultiAxisAttention(channels, heads, **CASES[name])
+        attention = blocks.MultiAxisAttention(channels, heads, **CASES[name])
     holder = nn.ModuleDict({"attn": attention})
     fill(holder, {f"attention_layer/{key[2:]}": value for key, value in io.items() if key.startswith("w.")})
     inputs = {key: io[key].clone().requires_grad_() for key in ("query", "value") if key in io}
@@ -237,11 +238,11 @@ def test_attention_blocks(kind):
     io = part("ops", f"attn_block_{kind}.")
     channels, heads = io["w.attention_layer/query_dense/kernel"].shape[:2]
     if kind == "self":
-        attention, embedding = parts.MultiAxisAttention(channels, heads, True), ()
+        attention, embedding = blocks.MultiAxisAttention(channels, heads, True), ()
     else:
-        attention = parts.CrossAttention(channels, io["value"].shape[-1], heads, True)
+        attention = blocks.CrossAttention(channels, io["value"].shape[-1], heads, True)
         embedding = (io["value"].flatten(1, 2),)
-    block = parts.AttentionBlock(SHAPE, channels, attention).eval()
+    block = blocks.AttentionBlock(SHAPE, channels, attention).eval()
     fill(block, {key[2:]: value for key, value in io.items() if key.startswith("w.")})
     with torch.no_grad():
         assert error(block(io["in"], *embedding), io["out_inference"]) < EXACT
@@ -270,7 +271,7 @@ def test_norms():
     assert error(norm.running_var, io["after.moving_variance"]) < EXACT
     (out * io["probe"]).sum().backward()
     assert error(x.grad, io["grad.in"]) < EXACT
-    layer = parts.make_norm(HiTConfig.preset("tiny", norm="layer"), 6)
+    layer = blocks.make_norm(HiTConfig.preset("tiny", norm="layer"), 6)
     layer.load_state_dict({"weight": io["w.gamma"], "bias": io["w.beta"]})
     assert error(layer(io["in"]).detach(), recorded("ops")["ln.out"]) < EXACT
 
@@ -279,8 +280,8 @@ def test_rearrangements_are_exact():
     ops = recorded("ops")
     for case, side in (("8x8x3_p4", 4), ("12x12x5_p3", 3), ("16x24x2_p8", 8)):
         x, wanted = ops[f"block.{case}.in"], ops[f"block.{case}.out"]
-        assert torch.equal(parts.to_blocks(x, side), wanted)
-        assert torch.equal(parts.from_blocks(wanted, side, x.shape[1]), x)
+        assert torch.equal(blocks.to_blocks(x, side), wanted)
+        assert torch.equal(blocks.from_blocks(wanted, side, x.shape[1]), x)
     assert torch.equal(parts.depth_to_space(ops["depth_to_space2.in"]), ops["depth_to_space2.out"])
     plain = parts.Upsample(16, 4)
     assert not list(plain.parameters())
@@ -294,7 +295,7 @@ def test_small_layers():
     rgb = parts.ToRGB(SHAPE, 5).eval()
     rgb.norm = norm_of(part("ops", "rgb."), "w.norm.")
     rgb.proj.load_state_dict({"weight": ops["rgb.w.dense.kernel"].t(), "bias": ops["rgb.w.dense.bias"]})
-    mlp = parts.MLP(97, 1)
+    mlp = blocks.MLP(97, 1)
     for layer in (mlp.fc1, mlp.fc2):
         nn.init.eye_(layer.weight)
     with torch.no_grad():

@@ -11,6 +11,7 @@ import torch
 from commands import FAST, here, run, wrong
 
 from stylenat_hub import GANPipeline
+from stylenat_hub.benchmark import benchmark
 from training import checkpoints
 from training.export import app as export_app
 from training.recipes import Recipe
@@ -145,3 +146,21 @@ def test_export_and_fine_tuning(tmp_path, data, whole):
     wrong(*tune, says="--set average_buffers=true")
     result = here(*tune, "--set", "average_buffers=true", "--set", "together=true")
     assert result.exit_code == 0 and "with its discriminator" in result.output, result.output
+
+
+def test_benchmarks_floor_is_all_products_of_the_blocks():
+    """Cross-attention's as well, which lies outside the stages' lists of blocks."""
+    result = benchmark("hit-tiny", repeats=1)
+    wide, products = 32, 0
+    for side, channels, heads, blocks, self_attends in (
+        (8, 32, 4, 2, True),
+        (16, 16, 2, 1, False),
+        (32, 16, 2, 1, False),
+    ):
+        tokens, mlp = side**2, 8 * channels**2
+        head = channels // heads
+        products += tokens * (2 * channels**2 + mlp) + 16 * wide * 2 * head  # cross-attention
+        inside = 2 * channels**2 + 2 * channels * head if self_attends else 0
+        products += blocks * tokens * (inside + mlp)
+    assert result["matrix_products_gflop"] == pytest.approx(2 * products / 1e9)
+    assert result["matrix_products_gflop"] < result["all_linear_layers_gflop"]

@@ -322,3 +322,4 @@ def test_benchmark_has_no_gather_formulation_to_measure():
     result = benchmark.benchmark("styleswin-tiny", repeats=1)
     assert set(result["seconds"]) == {"tiled", "matrix_products"}
     assert "gather_over_tiled" not in result and "--no-gather" not in result["command"]
+    assert "attention_share" not in result and "attention " not in benchmark.table(result).splitlines()[0]

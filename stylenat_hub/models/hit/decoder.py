@@ -12,16 +12,9 @@ from torch import nn
 
 from stylenat_hub.errors import InputError
 from stylenat_hub.models.base import ZooModel
+from stylenat_hub.models.hit.blocks import learned, linear, make_norm
 from stylenat_hub.models.hit.config import HiTDecoderConfig
-from stylenat_hub.models.hit.generator import (
-    EMBEDDING,
-    Stage,
-    learned,
-    linear,
-    make_norm,
-    statistics_of,
-    through_stages,
-)
+from stylenat_hub.models.hit.generator import EMBEDDING, Stage, statistics_of, through_stages
 
 SIDE = 4  # of the grid that the features are averaged to: as many tokens as a latent becomes
 

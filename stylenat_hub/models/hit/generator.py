@@ -2,64 +2,38 @@
 is large, and cross-attention to the latent at every stage.
 
 Legend: B batch, H,W tokens of a stage, M blocks of tokens, T tokens of a block, S tokens attended to, C
-channels, N heads, K heads of keys and values (1, or N), D head dim, R output resolution.
-Read it as data flows: stages from 8 to R px, and the picture growing beside the last of them. Tokens are
-[B, H, W, C], or [B, M, T, C] inside a stage that is cut into blocks: everything but self-attention treats
-tokens one by one.
+channels, R output resolution.
+Read it as data flows: stages from 8 to R px, and the picture growing beside the last of them; what a stage
+consists of is in `blocks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import ModelMixin  # noqa: F401  a pipeline that loads this class looks for it here
 from torch import nn
 
 from stylenat_hub.errors import InputError
 from stylenat_hub.models.base import MEAN_LATENTS, MEAN_SEED, Generator
+from stylenat_hub.models.hit.blocks import (
+    AttentionBlock,
+    CrossAttention,
+    MLPBlock,
+    MultiAxisAttention,
+    from_blocks,
+    learned,
+    linear,
+    make_norm,
+    to_blocks,
+)
 from stylenat_hub.models.hit.config import FIRST, HiTConfig, StagesConfig
 from stylenat_hub.models.hit.norm import BatchNorm, OnceCounted
 
+STRIP_BYTES = 4 << 20  # of the widest layer; so much at a time stays in a CPU's cache
 EMBEDDING = 16  # tokens that the latent becomes, which every stage's cross-attention reads
-
-
-def learned(*shape: int) -> nn.Parameter:
-    weight = nn.Parameter(torch.empty(shape))
-    _initialise(weight)
-    return weight
-
-
-def _initialise(weight: torch.Tensor) -> None:
-    """Truncated normal of 0.02, cut at two sigma. In place: while diffusers loads, it returns None."""
-    nn.init.trunc_normal_(weight, std=0.02, a=-0.04, b=0.04)
-
-
-def linear(in_features: int, out_features: int) -> nn.Linear:
-    layer = nn.Linear(in_features, out_features)
-    _initialise(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def make_norm(config: StagesConfig, channels: int) -> nn.Module:
-    if config.norm == "layer":
-        return nn.LayerNorm(channels, eps=1e-6)
-    return BatchNorm(channels, synchronised=config.sync_batch_norm)
-
-
-def to_blocks(x: torch.Tensor, side: int) -> torch.Tensor:
-    """[B, H, W, C] -> [B, M, T, C]: squares of `side` tokens, row by row, and the tokens of each likewise."""
-    x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))  # [B, H/side, side, W/side, side, C]
-    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-
-
-def from_blocks(x: torch.Tensor, side: int, height: int) -> torch.Tensor:
-    """[B, M, T, C] -> [B, H, W, C] with H = `height`, undoing `to_blocks`."""
-    x = x.unflatten(2, (side, side)).unflatten(1, (height // side, -1))
-    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def depth_to_space(x: torch.Tensor) -> torch.Tensor:
@@ -67,145 +41,6 @@ def depth_to_space(x: torch.Tensor) -> torch.Tensor:
     (TensorFlow's order; torch's pixel_shuffle has the new tokens innermost)."""
     x = x.unflatten(3, (2, 2, -1))  # [B, H, W, 2, 2, C/4]
     return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-
-
-class _Attend(torch.autograd.Function):
-    """softmax(q k^T / sqrt(D)) v, with a gradient that can itself be differentiated.
-
-    The fused kernels of `scaled_dot_product_attention` cannot, and path-length regularisation does it. So the
-    gradient is written out here, on weights that are computed anew.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """q [B, K, L, D], k and v [B, K, S, D] -> [B, K, L, D]."""
-        ctx.save_for_backward(q, k, v)
-        return F.scaled_dot_product_attention(q, k, v)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        q, k, v = ctx.saved_tensors
-        scale = q.shape[-1] ** -0.5
-        weights = (q @ k.mT * scale).softmax(dim=-1)  # [B, K, L, S]
-        grad_weights = grad @ v.mT
-        grad_logits = weights * (grad_weights - (grad_weights * weights).sum(dim=-1, keepdim=True)) * scale
-        return grad_logits @ k, grad_logits.mT @ q, weights.mT @ grad
-
-
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """q [..., L, N, D], k and v [..., S, K, D] -> [..., L, N, D]: attention among each leading index.
-
-    Heads that share a key lie in the same matrix, as if they were more tokens, so that it is read once.
-    """
-    *lead, length, heads, _ = q.shape
-    shared = k.shape[-2]
-    q = q.unflatten(-2, (shared, heads // shared)).flatten(0, -5).permute(0, 2, 1, 3, 4)  # [B', K, L, N/K, D]
-    k, v = (x.flatten(0, -4).transpose(1, 2) for x in (k, v))  # [B', K, S, D]
-    x = _Attend.apply(q.flatten(2, 3), k, v).unflatten(2, (length, -1))
-    return x.transpose(1, 2).flatten(2, 3).reshape(*lead, length, heads, -1)
-
-
-class Attention(nn.Module):
-    """What both kinds of attention share: queries for each head, and keys and values for one or for each.
-
-    Source: arXiv 1911.02150 (multi-query), arXiv 2106.07631, Algorithms 1 and 2.
-    """
-
-    def __init__(self, channels: int, source: int, heads: int, multi_query: bool) -> None:
-        super().__init__()
-        self.heads, width = heads, channels // heads
-        self.shared = 1 if multi_query else heads
-        self.query = linear(channels, channels)
-        self.key = linear(source, self.shared * width)
-        self.value = linear(source, self.shared * width)
-        self.proj = linear(channels, channels)
-
-    def projected(self, x: torch.Tensor, source: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """q [..., N, D] of the tokens x [..., C]; k and v [..., K, D] of the tokens `source` [..., C']."""
-        q = self.query(x).unflatten(-1, (self.heads, -1))
-        k, v = (layer(source).unflatten(-1, (self.shared, -1)) for layer in (self.key, self.value))
-        return q, k, v
-
-
-class CrossAttention(Attention):
-    """Every token attends to all tokens of the latent's embedding."""
-
-    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        """x [B, ..., C], embedding [B, S, C'] -> [B, ..., C]."""
-        q, k, v = self.projected(x.flatten(1, -2), embedding)
-        return self.proj(attend(q, k, v).flatten(2)).view_as(x)
-
-
-class MultiAxisAttention(Attention):
-    """The first heads attend within a block, the others across blocks, to the tokens of the same place.
-
-    This is the order of the released code; Algorithm 2 of the paper has the other one.
-    """
-
-    def __init__(self, channels: int, heads: int, multi_query: bool, within: int | None = None) -> None:
-        """within: how many heads attend within a block; by default half of them."""
-        super().__init__(channels, channels, heads, multi_query)
-        self.within = heads // 2 if within is None else within
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, M, T, C] -> [B, M, T, C]."""
-        q, k, v = self.projected(x, x)
-        parts = []
-        if self.within > 0:
-            heads = slice(self.within)
-            parts.append(attend(q[..., heads, :], self._of(k, heads), self._of(v, heads)))
-        if self.within < self.heads:
-            heads = slice(self.within, None)
-            q, k, v = (y.transpose(1, 2) for y in (q[..., heads, :], self._of(k, heads), self._of(v, heads)))
-            parts.append(attend(q, k, v).transpose(1, 2))
-        return self.proj(torch.cat(parts, dim=3).flatten(3))
-
-    def _of(self, x: torch.Tensor, heads: slice) -> torch.Tensor:
-        """What these heads see of the keys or values [..., K, D]."""
-        return x if self.shared == 1 else x[..., heads, :]
-
-
-class MLP(nn.Module):
-    """Two linear layers with the exact (erf) GELU between them (the paper says ReLU)."""
-
-    def __init__(self, channels: int, ratio: int) -> None:
-        super().__init__()
-        self.fc1 = linear(channels, channels * ratio)
-        self.fc2 = linear(channels * ratio, channels)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., C] -> [..., C]."""
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class MLPBlock(nn.Module):
-    """The block of high resolution: an MLP after a norm and around a skip connection."""
-
-    def __init__(self, config: StagesConfig, channels: int) -> None:
-        super().__init__()
-        self.norm = make_norm(config, channels)
-        self.mlp = MLP(channels, config.mlp_ratio)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, ..., C] -> [B, ..., C]."""
-        return x + self.mlp(self.norm(x))
-
-
-class AttentionBlock(nn.Module):
-    """Attention, then MLP, each after a norm and around a skip connection."""
-
-    def __init__(self, config: StagesConfig, channels: int, attention: Attention) -> None:
-        super().__init__()
-        self.norm1 = make_norm(config, channels)
-        self.attn = attention
-        self.norm2 = make_norm(config, channels)
-        self.mlp = MLP(channels, config.mlp_ratio)
-
-    def forward(self, x: torch.Tensor, *embedding: torch.Tensor) -> torch.Tensor:
-        """[B, ..., C] -> [B, ..., C]. embedding: what cross-attention reads, as it is; self-attention has
-        none."""
-        x = x + self.attn(self.norm1(x), *embedding)
-        return x + self.mlp(self.norm2(x))
 
 
 class ToRGB(nn.Module):
@@ -264,10 +99,20 @@ class Stage(nn.Module):
         last = stage == config.num_stages - 1
         self.upsample = None if last else Upsample(channels, config.channels[stage + 1])
 
-    def enter(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, H, W, C] -> the same with positions, cut into blocks [B, M, T, C] where there are any."""
-        x = x + self.position
+    def enter(self, x: torch.Tensor, top: int = 0) -> torch.Tensor:
+        """Rows [B, h, W, C] from row `top` on -> the same with positions; cut into blocks [B, M, T, C] where
+        there are any, which takes all rows."""
+        x = x + self.position[top : top + x.shape[1]]
         return x if self.side is None else to_blocks(x, self.side)
+
+    def process(
+        self, x: torch.Tensor, embedding: torch.Tensor, run: Callable[..., torch.Tensor]
+    ) -> torch.Tensor:
+        """What `enter` made -> the same, after every block; `run` calls each with its arguments."""
+        x = run(self.cross, x, embedding)
+        for block in self.blocks:
+            x = run(block, x)
+        return x
 
     def leave(self, x: torch.Tensor) -> torch.Tensor:
         """What `enter` made -> [B, H, W, C]."""
@@ -290,23 +135,59 @@ class Embedding(nn.Module):
 
 
 def through_stages(
-    stages: Iterable[Stage], x: torch.Tensor, embedding: torch.Tensor, run: Callable[..., torch.Tensor]
+    stages: Sequence[Stage], x: torch.Tensor, embedding: torch.Tensor, run: Callable[..., torch.Tensor]
 ) -> torch.Tensor:
     """x [B, H, W, C] of the first stage, embedding [B, S, C] -> images [B, 3, R, R].
 
     run: calls a block with its arguments; a model that keeps less for gradients does so there.
     """
+    blocked = sum(stage.side is not None for stage in stages)
+    for stage in stages[:blocked]:
+        x = stage.upsample(stage.leave(stage.process(stage.enter(x), embedding, run)))
+    rgb = (_in_strips if _strips_pay(stages[-1], x) else _paint)(stages[blocked:], x, embedding, run)
+    return rgb.permute(0, 3, 1, 2).contiguous()
+
+
+def _paint(
+    stages: Sequence[Stage],
+    x: torch.Tensor,
+    embedding: torch.Tensor,
+    run: Callable[..., torch.Tensor],
+    top: int = 0,
+) -> torch.Tensor:
+    """x [B, h, W, C], rows of the first of the `stages` without blocks from row `top` on -> RGB of all that
+    these rows become, [B, h', R, 3]."""
     rgb = None
     for stage in stages:
-        x = run(stage.cross, stage.enter(x), embedding)
-        for block in stage.blocks:
-            x = run(block, x)
-        x = stage.leave(x)
-        if stage.to_rgb is not None:
-            rgb = stage.to_rgb(x, rgb)
+        x = stage.process(stage.enter(x, top), embedding, run)
+        rgb = stage.to_rgb(x, rgb)
         if stage.upsample is not None:
-            x = stage.upsample(x)
-    return rgb.permute(0, 3, 1, 2).contiguous()
+            x, top = stage.upsample(x), 2 * top
+    return rgb
+
+
+def _in_strips(
+    stages: Sequence[Stage], x: torch.Tensor, embedding: torch.Tensor, run: Callable[..., torch.Tensor]
+) -> torch.Tensor:
+    """`_paint` for a few rows at a time, through all stages while they lie in the cache: no stage without
+    blocks looks beyond a token. Hooks on the layers see the strips."""
+    height, growth = x.shape[1], stages[-1].size // stages[0].size
+    widest = max(stage.cross.mlp.fc1.out_features * stage.size**2 for stage in stages)
+    rows = max(1, STRIP_BYTES * height // (widest * x.element_size()))
+    samples = max(1, rows // height)
+    rgb = x.new_empty(len(x), height * growth, stages[-1].size, 3)
+    for b in range(0, len(x), samples):
+        some = slice(b, b + samples)
+        for top in range(0, height, rows):
+            strip = _paint(stages, x[some, top : top + rows], embedding[some], run, top)
+            rgb[some, top * growth : (top + rows) * growth] = strip
+    return rgb
+
+
+def _strips_pay(stage: Stage, x: torch.Tensor) -> bool:
+    """Is it worth its calls, and can it be? In training mode batch norm needs all tokens at once."""
+    wanted = x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    return wanted and not stage.training
 
 
 def statistics_of(model: nn.Module) -> list[torch.Tensor]:
