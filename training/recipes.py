@@ -166,6 +166,35 @@ RECIPES: dict[str, dict[str, Any]] = {
         **_TOY,
         "generator": {"dilations": [[1], [1], [2], [4]], "kernel_sizes": [[3], [7], [7], [7]]},
     },
+    # The other families on the same scenes, with generators of the same size: StyleSwin under the same rules
+    # and judge; HiT under its own, with its own discriminator, and the rates and average of the others.
+    "toy-church-styleswin": {
+        **_TOY,
+        "family": "styleswin",
+        "shape": "tiny",
+        "generator": {"channels": [128, 128, 128, 64], "z_dim": 128, "w_dim": 128},
+        "discriminator": {"channels": [64, 128, 128]},
+    },
+    "toy-church-hit": {
+        **_HIT,
+        "shape": "tiny",
+        "generator": {
+            "channels": [128, 128, 64],
+            "depths": [2, 2, 1],
+            "num_heads": [4, 4, 2],
+            "block_sizes": [4, 4, None],
+            "z_dim": 64,
+        },
+        "discriminator": {"channels": [48, 96, 128, 128]},
+        "batch": 16,
+        "images": 116_000,
+        "d_lr": 4e-4,
+        "g_lr": 4e-4,
+        "r1": 1.0,
+        "ema_half_life": 10_000,
+        "ema_ramp_up": 0.05,
+        "ema_start": 160,
+    },
     # From trained weights to few pictures: augmentation for both networks, and the discriminator's finest
     # scale kept as it is (Freeze-D, arXiv 2002.10964).
     "fine-tune": {
