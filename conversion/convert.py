@@ -123,14 +123,14 @@ def convert(
     config, judge_config = _split(config)
     values = found.infer_config(original, args=container.args, preset=preset, config=config)
     generator = _build(found, values, found.convert_state_dict(original))
-    known = bool(torch.isfinite(generator.w_avg).all())  # without a mapping network it is not estimated
+    drawn = generator.estimate_w_avg()
     discriminator = None
     if not skip_discriminator and container.discriminator in container.networks:
         state = container.networks[container.discriminator]
         discriminator = found.convert_discriminator(state, config=judge_config)
     elif judge_config is not None:
         raise ConfigError("the config states a 'discriminator', but none is converted; leave that out")
-    record = json.dumps(_record(container, found, weights, zoo, known), indent=2) + "\n"
+    record = json.dumps(_record(container, found, weights, zoo, drawn), indent=2) + "\n"
     # All of it before the folder appears, so that no error comes after that.
     report = Report(
         output=user_path(output),
@@ -145,8 +145,6 @@ def convert(
     )
     allowed = RESULT if overwrite else None
     with whole_folder(output, overwrite=allowed, inputs=(source,)) as folder, system_errors():
-        if not known:
-            generator.estimate_w_avg()
         GANPipeline(generator=generator).save_pretrained(folder)
         if discriminator is not None:
             discriminator.save_pretrained(folder / discriminator.component)
@@ -249,7 +247,7 @@ def _split(
 
 
 def _record(
-    container: Container, family: Family, weights: str, zoo: str | None, known: bool
+    container: Container, family: Family, weights: str, zoo: str | None, drawn: int
 ) -> dict[str, Any]:
     """Where the weights come from: no times and no folders in it, so equal input gives equal bytes.
 
@@ -265,7 +263,7 @@ def _record(
         "weights": weights,
         "recorded": json.loads(json.dumps(container.facts), parse_constant=str),
         "types_read_as_stand_ins": list(container.ignored),
-        "w_avg": {"known": True} if known else {"latents": MEAN_LATENTS, "seed": MEAN_SEED},
+        "w_avg": {"latents": drawn, "seed": MEAN_SEED} if drawn else {"known": True},
         "versions": {
             "stylenat_hub": stylenat_hub.__version__,
             "torch": torch.__version__,

@@ -61,13 +61,15 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, begin, whol
     compared = 0
     for file in set(once) - {"rng"}:
         assert once[file].keys() == again[file].keys()
-        assert [key for key in once[file] if not torch.equal(once[file][key], again[file][key])] == []
+        for key, value in once[file].items():  # the learner does not know its mean style: not a number
+            torch.testing.assert_close(again[file][key], value, rtol=0, atol=0, equal_nan=True, msg=key)
         compared += len(once[file])
     assert compared > 400
 
 
 def test_the_average_is_a_copy_until_its_start_and_has_statistics_of_its_own_after_it(whole):
     first, last = tensors(whole, 24), tensors(whole, 48)
+    assert not first["average"].pop("w_avg").any()  # known, for the pictures of the average
     for key, value in first["average"].items():
         assert torch.equal(value, first["generator"][key]), key
     learner, average = statistics(last["generator"]), statistics(last["average"])

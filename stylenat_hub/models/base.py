@@ -249,8 +249,9 @@ class Generator(ZooModel):
         return []
 
     @torch.no_grad()
-    def estimate_w_avg(self, latents: int = MEAN_LATENTS, seed: int = MEAN_SEED) -> None:
-        """Fill `w_avg` with the mean style of `latents` latents of one seed, summed in float64."""
+    def estimate_w_avg(self, latents: int = MEAN_LATENTS, seed: int = MEAN_SEED) -> int:
+        """Fill `w_avg` with the mean style of `latents` latents of one seed, summed in float64; returns how
+        many were drawn (none by a family that knows its mean)."""
         source = torch.Generator().manual_seed(seed)
         total = torch.zeros(self.w_dim, dtype=torch.float64)
         for start in range(0, latents, _MEAN_BATCH):
@@ -258,6 +259,7 @@ class Generator(ZooModel):
             styles = self.mapping(z.to(self.w_avg.device, self.w_avg.dtype))
             total += styles[:, 0].double().sum(0).cpu()
         self.w_avg.copy_(total / latents)
+        return latents
 
     def level_rows(self) -> list[dict[str, Any]]:
         """What `info` and conversion show of the network: a row per level, all with the same keys.

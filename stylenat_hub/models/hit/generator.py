@@ -212,15 +212,15 @@ class HiTGenerator(Generator):
 
     def __init__(self, config: HiTConfig) -> None:
         super().__init__(config)
-        self.w_avg.zero_()  # known without an estimate
         self.stem = linear(config.z_dim, FIRST * FIRST * config.channels[0])
         self.embedding = Embedding(config)
         self.stages = nn.ModuleList(Stage(config, stage) for stage in range(config.num_stages))
 
-    def estimate_w_avg(self, latents: int = MEAN_LATENTS, seed: int = MEAN_SEED) -> None:
+    @torch.no_grad()
+    def estimate_w_avg(self, latents: int = MEAN_LATENTS, seed: int = MEAN_SEED) -> int:
         """Set `w_avg` to 0, the mean of z; nothing is drawn."""
-        with torch.no_grad():
-            self.w_avg.zero_()
+        self.w_avg.zero_()
+        return 0
 
     def statistics(self) -> list[torch.Tensor]:
         return statistics_of(self)
