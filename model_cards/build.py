@@ -3,8 +3,9 @@
     python -m model_cards.build            # write what is not as it should be
     python -m model_cards.build --check    # only say so, exit code 1
 
-Every figure comes from the registry, from `benchmarks/`, or from the `training.json` of a checkpoint that
-ships; the Markdown in `words/` has the rest: a file per data set, and one per checkpoint on how it was made.
+Every figure comes from the registry, from `papers.json`, from `benchmarks/`, or from the `training.json` of a
+checkpoint that ships; the Markdown in `words/` has the rest: a file per data set, and one per checkpoint on
+how it was made.
 A card is what the repository of that checkpoint on the Hub has as README.md.
 """
 
@@ -18,8 +19,8 @@ from typing import Annotated, Any
 import typer
 from huggingface_hub import EvalResult, ModelCard
 
-from model_cards.tables import measurements, model_table, speed_table
-from stylenat_hub import cards, signals
+from model_cards.tables import measurements, model_table, original_table, speed_table
+from stylenat_hub import cards, papers, signals
 from stylenat_hub.errors import InputError
 from stylenat_hub.files import whole_file
 from stylenat_hub.locations import BUILTIN, builtin_models, status
@@ -32,7 +33,11 @@ HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
 PICTURE = "pictures.png"
 SECTIONS = ("data", "use", "not_for", "limits", "bias", "ethics")  # of `words/data-ID.md`
-TABLES = {"models": model_table, "speed": speed_table}  # of the README, between marks of these names
+TABLES = {  # of the README, between marks of these names
+    "models": model_table,
+    "speed": speed_table,
+    "originals": original_table,
+}
 
 
 def build() -> dict[Path, str]:
@@ -85,7 +90,18 @@ def card(record: Checkpoint, picture: str | None = None) -> ModelCard:
         made=_text(record.name),
         recipe=_recipe(record),
         benchmarks=_benchmarks(record.name),
+        compared=_compared(record),
+        shown=lambda value: papers.shown(value or None),
     )
+
+
+def _compared(record: Checkpoint) -> list[dict[str, Any]]:
+    """What papers state of the models of this data set and size, with links to where."""
+    known = papers.sources()
+    return [
+        {**row, "links": ", ".join(f"[{known[key]['title']}]({known[key]['url']})" for key in row["sources"])}
+        for row in papers.compared(record.dataset.id, record.resolution)
+    ]
 
 
 def words(dataset: Dataset) -> dict[str, str]:

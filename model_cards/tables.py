@@ -10,7 +10,9 @@ from stylenat_hub.locations import status
 from stylenat_hub.models.family import Checkpoint
 from stylenat_hub.registry import CHECKPOINTS, hub_id
 
-BENCHMARKS = Path(__file__).resolve().parent / "benchmarks"
+HERE = Path(__file__).resolve().parent
+BENCHMARKS = HERE / "benchmarks"
+ORIGINALS = HERE / "originals.json"
 
 
 def measurements() -> list[dict[str, Any]]:
@@ -50,6 +52,24 @@ def speed_table() -> str:
         _cells(*row)
         for result in sorted(measurements(), key=_order)
         for row in (_drawing(result) if "model" in result else _step(result))
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def original_table() -> str:
+    """Seconds per picture on a CPU beside those recorded of the original code."""
+    recorded = json.loads(ORIGINALS.read_text(encoding="utf-8"))
+    here = {
+        result["model"]: result["seconds"]["tiled"] / result["batch"]
+        for result in measurements()
+        if "model" in result and result["dtype"] == "float32" and "NVIDIA" not in result["machine"]["device"]
+    }
+    rows = ["| what | here | the original | with | original / here |", "|---|---|---|---|---|"]
+    rows += [
+        _cells(f"`{name}`", f"{here[name]:.3g}", f"{seconds:.3g}", software, f"{seconds / here[name]:.2f}")
+        for name, figures in recorded.items()
+        if name in here
+        for software, seconds in figures.items()
     ]
     return "\n".join(rows) + "\n"
 

@@ -158,9 +158,14 @@ def _software() -> str:
 def list_(
     pattern: Annotated[str, typer.Argument(help="Shell pattern, such as '*ffhq*'.")] = "*",
     namespace: Namespace = None,
+    papers: Annotated[
+        bool, typer.Option("--papers", help="List the papers' figures instead, with where they were read.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the zoo."""
+    if papers:
+        return _list_papers(pattern, as_json)
     from stylenat_hub.summary import list_checkpoints, table
 
     records = list_checkpoints(pattern, namespace)
@@ -171,6 +176,21 @@ def list_(
     else:
         keys = ("name", "resolution", "parameters", "status", "description")
         typer.echo("\n".join(table([{key: record[key] for key in keys} for record in records])))
+
+
+def _list_papers(pattern: str, as_json: bool) -> None:
+    from stylenat_hub.papers import paper_tables, render, sources
+
+    tables = paper_tables(pattern)
+    if as_json:
+        typer.echo(json.dumps({"sources": sources(), "tables": tables}, indent=2))
+    elif not tables:
+        raise InputError(
+            f"no model and no data set of the papers' tables matches {pattern!r}; "
+            "`stylenat list --papers` shows all"
+        )
+    else:
+        typer.echo(render(tables))
 
 
 @app.command()

@@ -1,0 +1,127 @@
+"""What the papers of the zoo's families print, as data: `model_cards/papers.json`, which the wheel carries.
+
+A table is a dict of `paper` (a family's name), `table` (its number, None where it is not known), `subject`,
+`kind` ("comparison" of models, or "ablation": each row a change), `complete`, `missing` (what it lacks, in
+words) and `rows`. A row has `model`, `data`, `px`, `source` (a key of `sources`), and of `MEASURES` those
+that the source states; one of a `checkpoint` has its record's. None of these figures was measured here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from stylenat_hub.errors import InputError
+from stylenat_hub.registry import CHECKPOINTS, FAMILIES
+
+MEASURES = {
+    "fid": "FID",
+    "inception_score": "Inception score",
+    "parameters_m": "parameters, M",
+    "images_per_s": "images/s",
+}
+_HERE = Path(__file__).resolve().parent
+_PLACES = (_HERE / "papers.json", _HERE.parent / "model_cards" / "papers.json")  # a wheel's, a clone's
+
+
+@cache
+def _read() -> dict[str, Any]:
+    for path in _PLACES:
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+    raise InputError(f"this installation has lost {str(_PLACES[0])!r}; install stylenat-hub again")
+
+
+def sources() -> dict[str, dict[str, str]]:
+    """Where figures were read: key -> `title`, `url`, and `by` whom the figures are quoted there."""
+    return _read()["sources"]
+
+
+def paper_tables(pattern: str = "*") -> list[dict[str, Any]]:
+    """The tables, each with the rows whose model, or data set and size, match a shell pattern.
+
+    Upper and lower case are the same; `ffhq-256` is a data set and size. A table without such a row is left
+    out, unless all are asked for.
+    """
+    wanted = pattern.lower()
+    tables = []
+    for table in _tables():
+        rows = [row for row in table["rows"] if any(fnmatchcase(name, wanted) for name in _names(row))]
+        if rows or pattern == "*":
+            tables.append({**table, "rows": rows})
+    return tables
+
+
+def _tables() -> list[dict[str, Any]]:
+    return [{**table, "rows": [_filled(row) for row in table["rows"]]} for table in _read()["tables"]]
+
+
+def _filled(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a checkpoint with what the registry says of it: its figures are written there alone."""
+    if "checkpoint" not in row:
+        return row
+    record = CHECKPOINTS[row["checkpoint"]]
+    return {
+        "model": FAMILIES[record.family].title,
+        "data": record.dataset.id,
+        "px": record.resolution,
+        **{metric.id: metric.value for metric in record.metrics},
+        "parameters_m": round(record.parameters / 1e6, 2),
+        **row,
+    }
+
+
+def _names(row: dict[str, Any]) -> Iterator[str]:
+    yield row["model"].lower()
+    yield f"{row['data']}-{row['px']}"
+
+
+def compared(data: str, px: int) -> list[dict[str, Any]]:
+    """All models that the comparisons state for a data set and size, what they say of each put together.
+
+    Best FID first; those without one last. `sources` are the keys of all that was put together.
+    """
+    models: dict[str, dict[str, Any]] = {}
+    for table in _tables():
+        for row in table["rows"] if table["kind"] == "comparison" else ():
+            if (row["data"], row["px"]) == (data, px):
+                known = models.setdefault(row["model"], {"model": row["model"], "sources": []})
+                known.update({measure: row[measure] for measure in MEASURES if measure in row})
+                known["sources"] += [row["source"]] * (row["source"] not in known["sources"])
+    return sorted(models.values(), key=lambda row: row.get("fid", float("inf")))
+
+
+def shown(value: float | None) -> str:
+    """A figure with all its decimals, and two at least; nothing where there is none."""
+    return "" if value is None else max(f"{value:.2f}", f"{value:.12g}", key=len)
+
+
+def render(tables: list[dict[str, Any]]) -> str:
+    """Tables as text: title, rows, where they were read, what is missing."""
+    from stylenat_hub.summary import table as aligned
+
+    parts = []
+    for entry in tables:
+        number = f", table {entry['table']}" if entry["table"] else ""
+        lines = [f"{entry['subject']} ({entry['paper']}{number})"]
+        present = [measure for measure in MEASURES if any(measure in row for row in entry["rows"])]
+        rows = [
+            {
+                "model": row["model"],
+                "data": f"{row['data']}-{row['px']}",
+                **{MEASURES[measure]: shown(row.get(measure)) for measure in present},
+                "read in": row["source"],
+            }
+            for row in entry["rows"]
+        ]
+        lines += [f"  {line}" for line in aligned(rows)] if rows else []
+        lines += [f"  note: {row['model']}: {row['note']}" for row in entry["rows"] if "note" in row]
+        lines += [f"  not here: {entry['missing']}"] if entry["missing"] else []
+        parts.append("\n".join(lines))
+    used = {row["source"] for entry in tables for row in entry["rows"]}
+    read = [f"  {key}: {s['title']}, {s['url']} ({s['by']})" for key, s in sources().items() if key in used]
+    return "\n\n".join([*parts, "\n".join(["Read in (none of it was measured by this project):", *read])])

@@ -1,0 +1,91 @@
+"""The papers' figures: whole, from somewhere, the same as the registry's, and shown by `stylenat list`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from stylenat_hub import papers
+from stylenat_hub.cli import app
+from stylenat_hub.registry import CHECKPOINTS, FAMILIES
+from training.recipes import RECIPES
+
+ROWS = [(table, row) for table in papers.paper_tables() for row in table["rows"]]
+
+
+def listed(*arguments):
+    result = CliRunner().invoke(app, ["list", "--papers", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_every_figure_says_where_it_was_read():
+    assert {table["paper"] for table in papers.paper_tables()} <= set(FAMILIES)
+    for _, row in ROWS:
+        source = papers.sources()[row["source"]]
+        assert source["url"].startswith("https://") and source["title"] and source["by"]
+        assert any(measure in row for measure in papers.MEASURES)
+        fields = {"model", "data", "px", "source", "note", "recipe", "checkpoint", *papers.MEASURES}
+        assert set(row) <= fields, set(row) - fields
+
+
+def test_a_table_is_whole_or_says_what_is_missing():
+    for table in papers.paper_tables():
+        assert table["complete"] == (table["missing"] is None)
+        assert table["rows"] or not table["complete"]
+
+
+def test_no_two_tables_contradict_each_other():
+    seen: dict = {}
+    for table, row in ROWS:
+        for measure in papers.MEASURES:
+            key = (row["model"], row["data"], row["px"], measure)
+            if measure in row and table["kind"] == "comparison":
+                assert seen.setdefault(key, row[measure]) == row[measure], key
+
+
+def test_every_published_checkpoint_has_its_row():
+    published = {record.name for record in CHECKPOINTS.values() if not record.trained_here}
+    assert published == {row["checkpoint"] for _, row in ROWS if "checkpoint" in row}
+    for record in map(CHECKPOINTS.get, published):
+        figures = papers.compared(record.dataset.id, record.resolution)
+        mine = [row for row in figures if row["model"] == FAMILIES[record.family].title]
+        assert [row["fid"] for row in mine] == [metric.value for metric in record.metrics], record.name
+
+
+def test_recipes_that_rows_name_are_there():
+    named = {row["recipe"] for _, row in ROWS if "recipe" in row}
+    assert named and named <= set(RECIPES)
+
+
+def test_models_are_put_together_best_first():
+    rows = papers.compared("ffhq", 256)
+    fids = [row["fid"] for row in rows if "fid" in row]
+    assert fids == sorted(fids) and rows[0]["model"] == "StyleNAT"
+    swin = next(row for row in rows if row["model"] == "StyleSwin")
+    assert (swin["fid"], swin["images_per_s"], len(swin["sources"])) == (2.81, 30.2, 2)
+    assert "fid" not in rows[-1] and rows[-1]["model"] == "StyleGAN2"
+
+
+def test_the_command_shows_figures_sources_and_what_is_missing():
+    text = listed()
+    assert "2.046" in text and "48.92" in text and "https://arxiv.org/abs/2106.07631" in text
+    assert text.count("not here:") == sum(not table["complete"] for table in papers.paper_tables())
+
+
+@pytest.mark.parametrize(("pattern", "models"), [("hit-*", {"HiT-S", "HiT-B", "HiT-L"}), ("*church*", None)])
+def test_a_pattern_picks_models_or_data(pattern, models):
+    tables = json.loads(listed(pattern, "--json"))["tables"]
+    rows = [row for table in tables for row in table["rows"]]
+    assert rows and all(table["rows"] for table in tables)
+    if models:
+        assert {row["model"] for row in rows} == models
+    else:
+        assert {row["data"] for row in rows} == {"lsun-church"}
+
+
+def test_a_pattern_without_a_match_is_told():
+    result = CliRunner().invoke(app, ["list", "--papers", "biggan"])
+    assert result.exit_code == 1 and "'biggan'" in result.output and "stylenat list --papers" in result.output
