@@ -32,7 +32,7 @@ import stylenat_hub
 from conversion.containers import WEIGHTS, Container, read_checkpoint
 from stylenat_hub.errors import ConfigError, InputError, UnknownModelError, WeightsError, shown
 from stylenat_hub.files import check_folder, user_path, whole_folder
-from stylenat_hub.models.base import MEAN_LATENTS, MEAN_SEED
+from stylenat_hub.models.base import MEAN_SEED
 from stylenat_hub.models.config import ModelConfig
 from stylenat_hub.models.family import Family
 from stylenat_hub.pipeline import GANPipeline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -9,9 +10,9 @@ import torch
 from typer.testing import CliRunner
 
 from stylenat_hub import HiTDecoder, HiTDecoderConfig, HiTGenerator, VQHiT, VQHiTConfig
-from stylenat_hub.errors import ConfigError, InputError
+from stylenat_hub.errors import ConfigError, InputError, WeightsError
 from stylenat_hub.models.hit.config import HiTConfig
-from training import reconstruct, toy_churches
+from training import checkpoints, reconstruct, toy_churches
 from training.recipes import Recipe
 from training.steps import Shard
 
@@ -252,3 +253,34 @@ def test_originals_are_above_their_reconstructions():
     assert sheet.size == (16, 8)
     assert [sheet.getpixel((2, y))[0] for y in (0, 2, 4, 6)] == [1, 101, 9, 109]
     assert sheet.getpixel((15, 7)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"adversarial": "much"}, "has adversarial = 'much'; allowed: a number from 0"),
+        ({"autoencoder": {"resolution": 1 << 40}}, "resolution"),
+        ({"seconds": None}, "has seconds = None"),
+    ],
+)
+def test_a_checkpoint_that_lies_is_not_gone_on_from(churches, tmp_path, changes, says):
+    _run(churches, tmp_path / "run", "--images", 16)
+    folder = checkpoints.newest_checkpoint(tmp_path / "run").path
+    state = json.loads((folder / "state.json").read_text())
+    if "autoencoder" in changes:
+        changes = {"autoencoder": {**state["autoencoder"], **changes["autoencoder"]}}
+    state.update(changes)
+    state["sha256"] = checkpoints._state_hash(state)
+    (folder / "state.json").write_text(json.dumps(state))
+    arguments = ["--data", churches, "--output", tmp_path / "run", "--images", 32, "--resume"]
+    done = CliRunner().invoke(reconstruct.app, [str(a) for a in arguments])
+    assert done.exit_code == 1 and says in done.output and "Traceback" not in done.output
+
+
+def test_weights_that_do_not_fit_the_checkpoints_config_are_named(churches, tmp_path):
+    _run(churches, tmp_path / "run", "--images", 16)
+    found = checkpoints.newest_checkpoint(tmp_path / "run")
+    tensors = {part: dict(group) for part, group in found.tensors.items()}
+    tensors["average"].popitem()
+    with pytest.raises(WeightsError, match=r"average\.safetensors does not fit its config: '.*' is missing"):
+        reconstruct._stored(dataclasses.replace(found, tensors=tensors), {})

@@ -230,11 +230,12 @@ def find_checkpoint(source: Path, what: str = "latest") -> Checkpoint:
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
-    check_state(_said_by(checkpoint.path), checkpoint.state, checkpoint.tensors)
+    check_state(said_by(checkpoint.path), checkpoint.state, checkpoint.tensors)
     return checkpoint
 
 
-def _said_by(path: Path) -> str:
+def said_by(path: Path) -> str:
+    """How errors name a checkpoint's state."""
     return f"the {STATE} of the checkpoint {str(path)!r}"
 
 
@@ -256,7 +257,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         )
     written = state.get("sha256") == _state_hash(state)
     if written:
-        check_files(_said_by(path), state)
+        check_files(said_by(path), state)
     # On the Hub a checkpoint has another name.
     if not written or (_NAME.fullmatch(path.name) and path.name != checkpoint_name(state["images"])):
         raise WeightsError(f"the checkpoint {str(path)!r} is damaged: {STATE} is not what was written there")

@@ -34,6 +34,7 @@ from training.data import Pictures
 from training.loop import Schedule, Trainer
 from training.monitor import SAMPLES, Metric
 from training.recipes import Recipe
+from training.states import check_autoencoder
 from training.steps import Game, Players, Scalars, Shard
 
 # HiT's small recipe; what it does not say is the step's own, see `ReconstructionGame`.
@@ -158,14 +159,19 @@ def reconstruction_error(pictures: Pictures, count: int, batch: int = _BATCH) ->
 def new_players(config: VQHiTConfig, recipe: Recipe) -> Players:
     """The networks with random weights, which follow from the recipe's seed. Raises `InputError` where no
     discriminator is known for the resolution."""
-    presets = HiTDiscriminatorConfig.presets
-    name = next((n for n, preset in presets.items() if preset["resolution"] == config.resolution), None)
-    if name is None:
-        raise InputError(f"no preset of HiT's discriminator is for {config.resolution} px")
     torch.manual_seed(recipe.seed)
-    model = VQHiT(config)
+    model, judge = _networks(config.to_dict())
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    return Players(model.train(), HiTDiscriminator(HiTDiscriminatorConfig.preset(name)).train(), average)
+    return Players(model.train(), judge.train(), average)
+
+
+def _networks(config: Mapping[str, Any]) -> tuple[VQHiT, HiTDiscriminator]:
+    """The autoencoder with this config, and the discriminator of its size."""
+    typed, presets = VQHiTConfig.from_dict(config), HiTDiscriminatorConfig.presets
+    name = next((n for n, preset in presets.items() if preset["resolution"] == typed.resolution), None)
+    if name is None:
+        raise InputError(f"no preset of HiT's discriminator is for {typed.resolution} px")
+    return VQHiT(typed), HiTDiscriminator(HiTDiscriminatorConfig.preset(name))
 
 
 def reconstruct(
@@ -222,6 +228,7 @@ def _stored(
         raise InputError(
             f"{str(checkpoint.path)!r} is of a generator, not of VQ-HiT; go on with it by training.train"
         )
+    check_autoencoder(checkpoints.said_by(checkpoint.path), facts, checkpoint.tensors, _networks)
     recipe = train.resumed_recipe(checkpoint, None, overrides)
     return recipe, VQHiTConfig.from_dict(facts["autoencoder"]), float(facts["adversarial"])
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from stylenat_hub.errors import ConfigError, WeightsError, listed, shown
 from stylenat_hub.models.config import is_number, is_whole
@@ -49,18 +50,25 @@ def _is_scaler(value: Any) -> bool:
 
 
 # field -> is it right?, what is allowed
-_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "family": (_is_name, "the name of a family"),
+Fields = Mapping[str, tuple[Callable[[Any], bool], str]]
+_OF_ALL: Fields = {
     "recipe": (_is_table, "a recipe's fields"),
-    "generator": (_is_table, "a config"),
-    "discriminator": (_is_table, "a config"),
     "seconds": (lambda value: is_number(value, -1e-300, 1e12), "a number from 0"),
     "ada_strength": (lambda value: is_number(value, -1e-300, 1), "a number from 0 to 1"),
     "processes": (lambda value: is_whole(value, 1, 1 << 20), "a whole number from 1"),
     "scalers": (_are_scalers, "those of g and d, each empty or whole"),
     "data": (_is_data, "a fingerprint and a number of pictures"),
     "versions": (_is_table, "names and versions"),
+}
+_OF_GENERATORS: Fields = {
+    "family": (_is_name, "the name of a family"),
+    "generator": (_is_table, "a config"),
+    "discriminator": (_is_table, "a config"),
     "started_from": (lambda value: value is None or _is_name(value), "a name, or null"),
+}
+_OF_AUTOENCODERS: Fields = {
+    "autoencoder": (_is_table, "a config"),
+    "adversarial": (lambda value: is_number(value, -1e-300, 1e9), "a number from 0"),
 }
 
 
@@ -76,15 +84,38 @@ def check_files(where: str, state: Mapping[str, Any]) -> None:
 
 
 def check_state(where: str, state: Mapping[str, Any], tensors: Mapping[str, Tensors]) -> None:
-    """Is a checkpoint one to go on from: has its state all fields, do its tensors fit the networks that it
-    asks for? They are not built for that: it may ask for more than the memory has.
+    """Is a checkpoint of a generator's training one to go on from: has its state all fields, do its tensors
+    fit the networks that it asks for? They are not built for that: it may ask for more than the memory has.
 
     where: what to call it. Raises `WeightsError`, `ConfigError`: one sentence.
     """
-    for field, (is_right, allowed) in _FIELDS.items():
+    _check_fields(where, state, {**_OF_GENERATORS, **_OF_ALL})
+    if (family := FAMILIES.get(state["family"])) is None:
+        raise ConfigError(
+            f"{where} is of the family {shown(repr(state['family']))}, which is not in this version"
+        )
+    with torch.device("meta"):
+        generator = family.generator.from_config(state["generator"])
+        judge = family.discriminator.from_config(state["discriminator"])
+    _check_tensors(where, tensors, generator, judge)
+
+
+def check_autoencoder(
+    where: str,
+    state: Mapping[str, Any],
+    tensors: Mapping[str, Tensors],
+    build: Callable[[Mapping[str, Any]], tuple[nn.Module, nn.Module]],
+) -> None:
+    """The same of one of VQ-HiT's. build: from the autoencoder's config to it and its discriminator."""
+    _check_fields(where, state, {**_OF_AUTOENCODERS, **_OF_ALL})
+    with torch.device("meta"):
+        model, judge = build(state["autoencoder"])
+    _check_tensors(where, tensors, model, judge)
+
+
+def _check_fields(where: str, state: Mapping[str, Any], fields: Fields) -> None:
+    for field, (is_right, allowed) in fields.items():
         _check(where, state, field, is_right, allowed)
-    _check_models(where, state, tensors)
-    _check_generators(where, tensors["rng"])
 
 
 def _check(
@@ -98,14 +129,9 @@ def _check(
         )
 
 
-def _check_models(where: str, state: Mapping[str, Any], tensors: Mapping[str, Tensors]) -> None:
-    if (family := FAMILIES.get(state["family"])) is None:
-        raise ConfigError(
-            f"{where} is of the family {shown(repr(state['family']))}, which is not in this version"
-        )
-    with torch.device("meta"):
-        generator = family.generator.from_config(state["generator"])
-        judge = family.discriminator.from_config(state["discriminator"])
+def _check_tensors(
+    where: str, tensors: Mapping[str, Tensors], generator: nn.Module, judge: nn.Module
+) -> None:
     for part, model in (("generator", generator), ("average", generator), ("discriminator", judge)):
         _check_shapes(where, part, tensors[part], {n: t.shape for n, t in model.state_dict().items()})
         missing = sorted(model.state_dict().keys() - tensors[part].keys())
@@ -120,6 +146,7 @@ def _check_models(where: str, state: Mapping[str, Any], tensors: Mapping[str, Te
             shapes[f"step/{name}"] = torch.Size()
         _check_shapes(where, part, tensors[part], shapes)
         _check_moments(where, part, tensors[part])
+    _check_generators(where, tensors["rng"])
 
 
 def _check_shapes(where: str, part: str, tensors: Tensors, expected: Mapping[str, torch.Size]) -> None:
