@@ -184,11 +184,6 @@ def _list_papers(pattern: str, as_json: bool) -> None:
     tables = paper_tables(pattern)
     if as_json:
         typer.echo(json.dumps({"sources": sources(), "tables": tables}, indent=2))
-    elif not tables:
-        raise InputError(
-            f"no model and no data set of the papers' tables matches {pattern!r}; "
-            "`stylenat list --papers` shows all"
-        )
     else:
         typer.echo(render(tables))
 

@@ -42,10 +42,10 @@ def sources() -> dict[str, dict[str, str]]:
 
 
 def paper_tables(pattern: str = "*") -> list[dict[str, Any]]:
-    """The tables, each with the rows whose model, or data set and size, match a shell pattern.
+    """The tables, each with the rows whose model, zoo name, or data set and size match a shell pattern.
 
     Upper and lower case are the same; `ffhq-256` is a data set and size. A table without such a row is left
-    out, unless all are asked for.
+    out, unless all are asked for. Raises `InputError` if none is left.
     """
     wanted = pattern.lower()
     tables = []
@@ -53,6 +53,11 @@ def paper_tables(pattern: str = "*") -> list[dict[str, Any]]:
         rows = [row for row in table["rows"] if any(fnmatchcase(name, wanted) for name in _names(row))]
         if rows or pattern == "*":
             tables.append({**table, "rows": rows})
+    if not tables:
+        raise InputError(
+            f"no model and no data set of the papers' tables matches {pattern!r}; "
+            "`stylenat list --papers` shows all"
+        )
     return tables
 
 
@@ -78,6 +83,7 @@ def _filled(row: dict[str, Any]) -> dict[str, Any]:
 def _names(row: dict[str, Any]) -> Iterator[str]:
     yield row["model"].lower()
     yield f"{row['data']}-{row['px']}"
+    yield row.get("checkpoint", "")
 
 
 def compared(data: str, px: int) -> list[dict[str, Any]]:

@@ -139,15 +139,25 @@ def test_inference_in_strips_is_the_same_network(monkeypatch, budget):
     """Without gradients a CPU works on some rows at a time; the picture is the plain formulation."""
     generator = tiny().double()
     z = torch.randn(5, generator.z_dim, dtype=torch.float64)
-    wanted = generator(z).detach()
+    wanted, calls = generator(z).detach(), []
     monkeypatch.setattr(parts, "STRIP_BYTES", budget)
-    calls = []
     generator.stages[-1].cross.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[0].shape))
     with torch.no_grad():
         torch.testing.assert_close(generator(z), wanted, rtol=0, atol=1e-10)
         assert len(calls) > 1  # in strips indeed
-        generator.train()
-        assert not torch.allclose(generator(z), wanted)  # the batch's statistics are those of the whole batch
+        generator.stages[-2].cross.norm1.train()  # one norm that looks at the whole batch
+        calls.clear()
+        assert not torch.allclose(generator(z), wanted) and len(calls) == 1
+
+
+def test_hooks_see_what_a_layer_returned():
+    generator, seen = tiny(), []
+    z = torch.randn(1, generator.z_dim)
+    generator.stages[0].cross.mlp.fc1.register_forward_hook(lambda module, x, y: seen.append(y))
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            generator(z)
+    torch.testing.assert_close(*seen)
 
 
 def test_truncation_scales_z(tmp_path):

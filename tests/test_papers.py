@@ -75,7 +75,14 @@ def test_the_command_shows_figures_sources_and_what_is_missing():
     assert text.count("not here:") == sum(not table["complete"] for table in papers.paper_tables())
 
 
-@pytest.mark.parametrize(("pattern", "models"), [("hit-*", {"HiT-S", "HiT-B", "HiT-L"}), ("*church*", None)])
+@pytest.mark.parametrize(
+    ("pattern", "models"),
+    [
+        ("hit-*", {"HiT-S", "HiT-B", "HiT-L"}),
+        ("styleswin-ffhq-256", {"StyleSwin"}),  # a name of the zoo
+        ("lsun-church-*", None),
+    ],
+)
 def test_a_pattern_picks_models_or_data(pattern, models):
     tables = json.loads(listed(pattern, "--json"))["tables"]
     rows = [row for table in tables for row in table["rows"]]
@@ -87,5 +94,6 @@ def test_a_pattern_picks_models_or_data(pattern, models):
 
 
 def test_a_pattern_without_a_match_is_told():
-    result = CliRunner().invoke(app, ["list", "--papers", "biggan"])
-    assert result.exit_code == 1 and "'biggan'" in result.output and "stylenat list --papers" in result.output
+    for more in ([], ["--json"]):
+        result = CliRunner().invoke(app, ["list", "--papers", "biggan", *more])
+        assert result.exit_code == 1 and "matches 'biggan'; `stylenat list --papers`" in result.output

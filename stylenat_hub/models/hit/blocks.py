@@ -153,7 +153,8 @@ class MultiAxisAttention(Attention):
 class MLP(nn.Module):
     """Two linear layers with the exact (erf) GELU between them (the paper says ReLU).
 
-    Without gradients the GELU overwrites what `fc1` returned: fresh memory costs a CPU more than the GELU.
+    Without gradients the GELU overwrites what `fc1` returned (unless a hook may have kept it): fresh memory
+    costs a CPU more than the GELU.
     """
 
     def __init__(self, channels: int, ratio: int) -> None:
@@ -164,7 +165,8 @@ class MLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., C] -> [..., C]."""
         hidden = self.fc1(x)
-        return self.fc2(F.gelu(hidden) if torch.is_grad_enabled() else torch.ops.aten.gelu_(hidden))
+        kept = torch.is_grad_enabled() or self.fc1._forward_hooks
+        return self.fc2(F.gelu(hidden) if kept else torch.ops.aten.gelu_(hidden))
 
 
 class MLPBlock(nn.Module):

@@ -144,7 +144,7 @@ def through_stages(
     blocked = sum(stage.side is not None for stage in stages)
     for stage in stages[:blocked]:
         x = stage.upsample(stage.leave(stage.process(stage.enter(x), embedding, run)))
-    rgb = (_in_strips if _strips_pay(stages[-1], x) else _paint)(stages[blocked:], x, embedding, run)
+    rgb = (_in_strips if _strips_pay(stages[blocked:], x) else _paint)(stages[blocked:], x, embedding, run)
     return rgb.permute(0, 3, 1, 2).contiguous()
 
 
@@ -184,10 +184,12 @@ def _in_strips(
     return rgb
 
 
-def _strips_pay(stage: Stage, x: torch.Tensor) -> bool:
-    """Is it worth its calls, and can it be? In training mode batch norm needs all tokens at once."""
-    wanted = x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-    return wanted and not stage.training
+def _strips_pay(stages: Sequence[Stage], x: torch.Tensor) -> bool:
+    """Is it worth its calls, and can it be? In training mode any one batch norm needs all tokens at once."""
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    norms = (m for stage in stages for m in stage.modules() if isinstance(m, BatchNorm))
+    return not any(norm.training for norm in norms)
 
 
 def statistics_of(model: nn.Module) -> list[torch.Tensor]:
