@@ -37,7 +37,7 @@ from stylenat_hub.models.hit.keys import (
     infer_discriminator_config,
     tensorflow_paths,
 )
-from stylenat_hub.models.hit.norm import BatchNorm
+from stylenat_hub.models.hit.norm import EPS, MOMENTUM, BatchNorm
 
 EXACT = 1e-5  # operations, blocks, pictures of the eval mode, kept statistics
 BATCH = 2e-5  # pictures with the batch's statistics; of full size 1e-4
@@ -263,6 +263,7 @@ def norm_of(io, prefix="w."):
 
 def test_norms():
     io = part("ops", "bn.")
+    assert io["momentum_epsilon"].tolist() == pytest.approx([1 - MOMENTUM, EPS])
     norm, x = norm_of(io), io["in"].clone().requires_grad_()
     assert error(norm(x).detach(), io["out_inference"]) < EXACT
     out = norm.train()(x)

@@ -13,15 +13,18 @@ import torch
 from hit_recordings import channels_first, error, generator_of, recorded
 
 from stylenat_hub.errors import ConfigError
+from stylenat_hub.models.hit.discriminator import HiTDiscriminator, HiTDiscriminatorConfig
 from stylenat_hub.models.hit.keys import below, convert_discriminator, convert_tensorflow, tensorflow_paths
 from training.adam import KerasAdam
 from training.augment import HIT_POLICY, Consistency
 from training.ema import ema_decay, update_ema
+from training.losses import LOSSES, balanced_consistency
 from training.recipes import Recipe
 from training.setup import new_players
 from training.steps import Game, Players, Shard
 
 BATCH, SIDE = 4, 64
+EXACT = 1e-6
 RECIPE = Recipe(
     family="hit",
     shape="recorded",
@@ -247,7 +250,47 @@ def test_without_the_average_of_its_statistics_it_is_refused():
     new_players(Recipe.preset("hit-tiny", average_buffers=False, generator={"norm": "layer"}))
 
 
+@pytest.mark.parametrize(("kind", "name"), [("non-saturating", "logistic"), ("hinge", "hinge")])
+def test_losses_on_recorded_logits(kind, name):
+    """Two of the logits are +-40, where a careless softplus overflows."""
+    found = recorded("losses")
+    real, fake = (found[f"{which}_logits"].clone().requires_grad_() for which in ("real", "fake"))
+    for player, of in (("d", LOSSES[name].discriminator), ("g", LOSSES[name].generator)):
+        loss = of(real, fake)
+        assert error(loss.detach(), found[f"{kind}.{player}_loss"][0]) < EXACT
+        gradients = torch.autograd.grad(loss, [real, fake], allow_unused=True)
+        for which, gradient in zip(("real", "fake"), gradients, strict=True):
+            wanted = found.get(f"{kind}.{player}_loss.grad_{which}")
+            assert (gradient is None) == (wanted is None)
+            assert gradient is None or error(gradient, wanted) < EXACT
+
+
+def test_consistency_on_recorded_logits():
+    found = recorded("losses")
+    logits = [found[f"{name}_logits"] for name in ("real", "fake", "bcr.real_aug", "bcr.fake_aug")]
+    assert error(balanced_consistency(*logits, 10, 10), found["bcr.value_cost10"][0]) < EXACT
+
+
+def test_the_papers_discriminators():
+    """The authors' commands state the multiplier: 2 for faces at 256 px."""
+    for name, parameters in (
+        ("hit-ffhq-256", 28_862_593),
+        ("hit-celebahq-256", 28_862_593),
+        ("hit-ffhq-1024", 24_033_937),
+        ("hit-imagenet-128", 23_880_833),
+    ):
+        recipe = Recipe.preset(name)
+        with torch.device("meta"):
+            config = HiTDiscriminatorConfig.preset(recipe.shape, **recipe.discriminator)
+            assert sum(p.numel() for p in HiTDiscriminator(config).parameters()) == parameters, name
+
+
 def test_the_papers_numbers():
+    imagenet, large = Recipe.preset("hit-imagenet-128"), Recipe.preset("hit-ffhq-1024")
+    assert (imagenet.images, imagenet.d_lr, imagenet.g_lr) == (256_000_000, 1e-4, 1e-4)
+    assert imagenet.bcr_real == imagenet.bcr_fake == 0 and imagenet.shape == "imagenet-128"
+    assert (large.batch, large.images, large.ema_start) == (32, 16_000_000, 320)
+    assert ema_decay(32, large.ema_half_life) == pytest.approx(0.999, abs=1e-6)
     recipe = Recipe.preset("hit-ffhq-256")
     assert (recipe.batch, recipe.images, recipe.r1, recipe.penalty_every) == (256, 256 * 500_000, 20, 1)
     assert (recipe.d_lr, recipe.g_lr, recipe.beta2, recipe.adam_eps) == (5e-5, 5e-5, 0.99, 1e-7)

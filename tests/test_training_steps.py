@@ -169,7 +169,7 @@ def test_a_family_of_another_version_is_named():
     "field, value, allowed",
     [
         ("batch", 0, "a whole number from 1"),
-        ("loss", "hinge", "logistic, relativistic"),
+        ("loss", "wasserstein", "logistic, hinge, relativistic"),
         ("augment", "cutmix", "none, diffaugment, ada"),
         ("d_lr", -1.0, "a number above 0"),
         ("r1", "much", "a number from 0"),

@@ -62,7 +62,9 @@ def train(
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Length of the training, in images.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures per step over all processes.")] = None,
-    loss: Annotated[str | None, typer.Option(help="logistic or relativistic (R3GAN; set r2 too).")] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="logistic, hinge or relativistic (R3GAN; set r2 too).")
+    ] = None,
     augment: Annotated[str | None, typer.Option(help="none, diffaugment or ada.")] = None,
     freeze_d: Annotated[
         int | None, typer.Option(min=0, help="Finest scales of the discriminator to keep.")

@@ -34,6 +34,16 @@ def generator_relativistic(real: torch.Tensor, fake: torch.Tensor) -> torch.Tens
     return F.softplus(real - fake).mean()
 
 
+def discriminator_hinge(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """relu(1 - real) + relu(1 + fake): nothing is gained beyond a margin. Source: arXiv 1705.02894."""
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+def generator_hinge(fake: torch.Tensor) -> torch.Tensor:
+    """-fake. Source: arXiv 1705.02894."""
+    return -fake.mean()
+
+
 def gradient_penalty(logits: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """Mean squared norm of the logits' gradient in the pictures: R1 on real ones, R2 on fakes (arXiv
     1801.04406).
@@ -81,5 +91,6 @@ class GANLoss(NamedTuple):
 
 LOSSES = {
     "logistic": GANLoss(discriminator_logistic, lambda _real, fake: generator_nonsaturating(fake), False),
+    "hinge": GANLoss(discriminator_hinge, lambda _real, fake: generator_hinge(fake), False),
     "relativistic": GANLoss(discriminator_relativistic, generator_relativistic, True),
 }

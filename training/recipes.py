@@ -7,6 +7,7 @@ a recipe means the same at every batch size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -73,6 +74,8 @@ def _styleswin(shape: str, batch: int, steps: int, decay_step: int | None, **fie
 _HIT = {
     "family": "hit",
     "shape": "b-256",
+    # Channel multiplier 2, as their command for this data set has it: the preset `256-wide`.
+    "discriminator": {"channels": [128, 256, 512, 512, 512, 512, 512]},
     "batch": 256,
     "images": 128_000_000,
     "d_lr": 5e-5,
@@ -91,6 +94,14 @@ _HIT = {
     "average_buffers": True,
     "keras_epsilon": True,
 }
+
+
+def _hit(shape: str, batch: int, steps: int, **fields: Any) -> dict[str, Any]:
+    """The same for another shape: `steps` of `batch` pictures, the discriminator of that shape's preset."""
+    half_life = round(batch * math.log(0.5) / math.log(0.999))
+    lengths = {"images": steps * batch, "ema_half_life": half_life, "ema_start": 10 * batch}
+    return {**_HIT, "shape": shape, "discriminator": {}, "batch": batch, **lengths, **fields}
+
 
 _LEVELS_256 = 7  # 4 to 256 px
 
@@ -144,17 +155,16 @@ RECIPES: dict[str, dict[str, Any]] = {
     "styleswin-celebahq-1024": _styleswin("celebahq-1024", 16, 800_000, None, **_NO_BCR),
     "styleswin-church-256": _styleswin("church-256", 32, 1_500_000, 1_300_000, r1=5.0, flip=True, **_NO_BCR),
     "hit-ffhq-256": _HIT,
+    "hit-celebahq-256": _HIT,  # the paper's length; the authors' command has half of it
+    "hit-ffhq-1024": _hit("b-1024", 32, 500_000),
+    "hit-imagenet-128": _hit("imagenet-128", 256, 1_000_000, d_lr=1e-4, g_lr=1e-4, **_NO_BCR),
     # The same at 32 px, to try it out; rates as of the other small runs.
     "hit-tiny": {
-        **_HIT,
-        "shape": "tiny",
-        "batch": 16,
-        "images": 16_000,
+        **_hit("tiny", 16, 1_000),
         "d_lr": 4e-4,
         "g_lr": 4e-4,
         "r1": 1.0,
         "ema_half_life": 1_000,
-        "ema_start": 160,
     },
     "toy-church": _TOY,
     # The same without dilation, and with one dilated partition: the papers' ablation in miniature.
@@ -167,7 +177,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "generator": {"dilations": [[1], [1], [2], [4]], "kernel_sizes": [[3], [7], [7], [7]]},
     },
     # The other families on the same scenes, with generators of the same size: StyleSwin under the same rules
-    # and judge; HiT under its own, with its own discriminator, and the rates and average of the others.
+    # and judge; HiT under its own with its own judge, but with the rates and the average of the others and,
+    # as they are, without bCR: with it D stays near chance at these rates, and the generator collapses.
     "toy-church-styleswin": {
         **_TOY,
         "family": "styleswin",
@@ -176,8 +187,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "discriminator": {"channels": [64, 128, 128]},
     },
     "toy-church-hit": {
-        **_HIT,
-        "shape": "tiny",
+        **_hit("tiny", 16, 7_250, **_NO_BCR),
         "generator": {
             "channels": [128, 128, 64],
             "depths": [2, 2, 1],
@@ -186,14 +196,11 @@ RECIPES: dict[str, dict[str, Any]] = {
             "z_dim": 64,
         },
         "discriminator": {"channels": [48, 96, 128, 128]},
-        "batch": 16,
-        "images": 116_000,
         "d_lr": 4e-4,
-        "g_lr": 4e-4,
+        "g_lr": 2e-4,
         "r1": 1.0,
         "ema_half_life": 10_000,
         "ema_ramp_up": 0.05,
-        "ema_start": 160,
     },
     # From trained weights to few pictures: augmentation for both networks, and the discriminator's finest
     # scale kept as it is (Freeze-D, arXiv 2002.10964).
