@@ -42,6 +42,7 @@ BELOW: dict[str, tuple[str, ...]] = {
         "models.discriminator",
         "models.discriminator_keys",
         "models.original",
+        "models.lineage",
     ),
     "registry": ("errors", "models", "models.*"),
     "weights": ("errors", "files", "signals"),

@@ -21,18 +21,8 @@ import torch
 from torch import Tensor
 
 from stylenat_hub.errors import ConfigError, WeightsError
-from stylenat_hub.models.original import (
-    State,
-    at_level,
-    check_constant,
-    is_common_buffer,
-    mlp_ratio,
-    patterns,
-    renamed,
-    shape_of,
-    taken,
-    tensor_facts,
-)
+from stylenat_hub.models.lineage import COMMON, at_level, is_common_buffer, mlp_ratio, tensor_facts
+from stylenat_hub.models.original import State, check_constant, patterns, renamed, shape_of, taken
 from stylenat_hub.models.stylenat.config import StyleNATConfig, partition_heads
 from stylenat_hub.models.stylenat.sources import agree
 
@@ -63,7 +53,7 @@ def convert_state_dict(state: State) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if _is_verified_buffer(name, tensor):
             continue
-        new = renamed(name, _RENAMES, _TITLE)
+        new = renamed(name, (*_RENAMES, *COMMON), f"{_TITLE} generator")
         if new in converted:
             raise WeightsError(
                 f"two tensors of the checkpoint claim {new!r}, one of them {name!r}; it mixes two layouts in "

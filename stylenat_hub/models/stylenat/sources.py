@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stylenat_hub.errors import ConfigError
-from stylenat_hub.models.original import at_level
+from stylenat_hub.models.lineage import at_level
 from stylenat_hub.models.stylenat.config import StyleNATConfig
 
 _PER_LEVEL = ("channels", "num_heads", "kernel_sizes", "dilations")

@@ -20,18 +20,15 @@ import torch
 from torch import Tensor
 
 from stylenat_hub.errors import ConfigError, WeightsError
+from stylenat_hub.models.lineage import COMMON, at_level, is_common_buffer, mlp_ratio, tensor_facts
 from stylenat_hub.models.original import (
     State,
-    at_level,
     check_constant,
-    is_common_buffer,
-    mlp_ratio,
     other_values,
     patterns,
     renamed,
     shape_of,
     taken,
-    tensor_facts,
 )
 from stylenat_hub.models.styleswin.config import StyleSwinConfig
 from stylenat_hub.models.styleswin.generator import seam
@@ -62,7 +59,7 @@ def convert_state_dict(state: State) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if _is_verified_buffer(name, tensor, state):
             continue
-        new, weight = renamed(name, _RENAMES, _TITLE), taken(name, tensor)
+        new, weight = renamed(name, (*_RENAMES, *COMMON), f"{_TITLE} generator"), taken(name, tensor)
         converted[new] = _our_table(weight, name) if _TABLE.fullmatch(name) else weight
     return converted
 
