@@ -1,7 +1,7 @@
-"""Parts of the wavelet discriminator that StyleSwin (arXiv 2112.10762) and StyleNAT (2211.05770) train
-against.
+"""Parts of discriminators: of the wavelet one that StyleSwin (arXiv 2112.10762) and StyleNAT (2211.05770)
+train against, of which HiT's (2106.07631) has `blur` and `minibatch_stddev` too.
 
-Legend: B batch, C channels, H,W pixels. Pictures enter as Haar wavelets; at every scale the wavelets of the
+Legend: B batch, C channels, H,W pixels. In the wavelet one pictures enter as Haar wavelets; at every scale the wavelets of the
 smaller picture join in (SWAGAN, arXiv 2102.06108). Everything is differentiable twice, as R1 needs it.
 """
 
@@ -61,7 +61,7 @@ def minibatch_stddev(x: torch.Tensor, group: int = 4) -> torch.Tensor:
     return torch.cat([x, spread.repeat(size, 1, *x.shape[2:])], dim=1)
 
 
-def leaky(x: torch.Tensor) -> torch.Tensor:
+def leaky_with_gain(x: torch.Tensor) -> torch.Tensor:
     """Leaky ReLU of slope 0.2 that keeps the variance (gain sqrt 2)."""
     return F.leaky_relu(x, 0.2) * math.sqrt(2)
 
@@ -107,7 +107,7 @@ class Conv(SpectralNorm):
         padding = self.weight.shape[-1] // 2
         if self.stride == 2:
             x, padding = blur(x, padding=2), 0
-        return leaky(F.conv2d(x, self.normalised(), self.bias, stride=self.stride, padding=padding))
+        return leaky_with_gain(F.conv2d(x, self.normalised(), self.bias, stride=self.stride, padding=padding))
 
 
 class Linear(SpectralNorm):

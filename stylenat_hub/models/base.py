@@ -161,6 +161,29 @@ class Discriminator(ZooModel):
         """
         raise NotImplementedError
 
+    def check_finest(self, count: int, scales: int) -> None:
+        """Raise `InputError` unless `count` of the `scales` can be kept; for `finest_parts` to call."""
+        if not 0 <= count <= scales:
+            raise InputError(f"freeze_d is {count}; this discriminator has {scales} scales")
+
+    def check_images(self, images: torch.Tensor) -> None:
+        """Raise `InputError` unless images are [B, 3, R, R]; for `forward` to call."""
+        side = self.resolution
+        if images.dim() != 4 or images.shape[1:] != (3, side, side):
+            raise InputError(
+                f"images have the shape {tuple(images.shape)}; allowed: [batch, 3, {side}, {side}]"
+            )
+
+    def group_of(self, batch: int) -> int:
+        """How many samples of a batch are compared with each other: `stddev_group`, or all of fewer.
+
+        Raises `InputError` for a batch that such groups do not divide.
+        """
+        group = min(batch, self.stddev_group)
+        if group == 0 or batch % group:
+            raise InputError(f"the batch has {batch} images; allowed: a multiple of {group or 1}")
+        return group
+
 
 class Generator(ZooModel):
     """Base of all generators: latents in, images out. A family implements `mapping` and `synthesis`."""
@@ -212,6 +235,13 @@ class Generator(ZooModel):
         """Raise `InputError` unless z is [B, z_dim]; for `mapping` to call."""
         if z.dim() != 2 or z.shape[1] != self.z_dim:
             raise InputError(f"z has the shape {tuple(z.shape)}; this model needs [batch, {self.z_dim}]")
+
+    def check_styles(self, ws: torch.Tensor) -> None:
+        """Raise `InputError` unless ws is [B, num_ws, w_dim]; for `synthesis` to call."""
+        if ws.dim() != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
+            raise InputError(
+                f"ws has the shape {tuple(ws.shape)}; this model needs [batch, {self.num_ws}, {self.w_dim}]"
+            )
 
     def truncate(self, ws: torch.Tensor, psi: float, cutoff: int | None = None) -> torch.Tensor:
         """Pull styles [B, num_ws, w_dim] towards `w_avg`; arguments and errors as in `forward`."""

@@ -38,6 +38,11 @@ def is_number(value: Any, low: float, high: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and low < value <= high
 
 
+def is_power_of_two(value: Any, low: int, high: int) -> bool:
+    """Is it a power of two from low, which is above 0, to high?"""
+    return is_whole(value, low, high) and value & (value - 1) == 0
+
+
 class ModelConfig:
     """Base of the frozen config dataclasses.
 
@@ -65,6 +70,11 @@ class ModelConfig:
     def require_whole(self, field: str, low: int, high: int) -> None:
         """Raise a `ConfigError` unless `field` is a whole number in the range, both ends allowed."""
         self.require(is_whole(getattr(self, field), low, high), field, f"a whole number from {low} to {high}")
+
+    def require_power_of_two(self, field: str, low: int, high: int) -> None:
+        """Raise a `ConfigError` unless `field` is a power of two in the range, both ends allowed."""
+        fits = is_power_of_two(getattr(self, field), low, high)
+        self.require(fits, field, f"a power of two from {low} to {high}")
 
     def require_number(self, field: str, low: float, high: float) -> None:
         """Raise a `ConfigError` unless `field` is a number above `low` and at most `high`."""
@@ -131,8 +141,8 @@ class ModelConfig:
 class LevelsConfig(ModelConfig):
     """Base of the style-based families whose levels double the side from 4 px: what they have in common.
 
-    A subclass has the fields `resolution`, `channels`, `num_heads`, `z_dim`, `w_dim`, `mapping_layers`,
-    `mapping_lr_mul`, `mlp_ratio`, `qkv_bias`, `image_mean` and `image_std`.
+    A subclass has the fields `resolution`, `channels`, `z_dim`, `w_dim`, `mapping_layers`, `mapping_lr_mul`,
+    `image_mean` and `image_std`.
     """
 
     @property
@@ -146,10 +156,8 @@ class LevelsConfig(ModelConfig):
     def validate_common(self, per_level: tuple[str, ...]) -> None:
         """Raise a `ConfigError` for a common field that is wrong, or one of `per_level` that has not an entry
         for each level."""
+        self.require_power_of_two("resolution", 8, 4096)
         size = self.resolution
-        self.require(
-            is_whole(size, 8, 4096) and size & (size - 1) == 0, "resolution", "a power of two from 8 to 4096"
-        )
         levels = size.bit_length() - 2
         for field in per_level:
             value = getattr(self, field)
@@ -162,10 +170,20 @@ class LevelsConfig(ModelConfig):
             self.require_whole(field, 1, WIDEST)
         self.require_whole("mapping_layers", 1, 64)
         self.require_number("mapping_lr_mul", 0, 1e6)
-        self.require_number("mlp_ratio", 0, 64)
-        self.require(isinstance(self.qkv_bias, bool), "qkv_bias", "true or false")
         self.require_rgb("image_mean")
         self.require_rgb("image_std", low=0)
+
+
+class TransformerLevelsConfig(LevelsConfig):
+    """A `LevelsConfig` whose levels are transformer blocks after a position code.
+
+    A subclass has the fields `num_heads`, `mlp_ratio` and `qkv_bias` too.
+    """
+
+    def validate_common(self, per_level: tuple[str, ...]) -> None:
+        super().validate_common(per_level)
+        self.require_number("mlp_ratio", 0, 64)
+        self.require(isinstance(self.qkv_bias, bool), "qkv_bias", "true or false")
 
     def validate_width(self, level: int, at: str) -> None:
         """Raise a `ConfigError` for channels of a level that do not fit; `at`: what to call the level."""

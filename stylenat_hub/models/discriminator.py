@@ -10,18 +10,17 @@ import torch
 from diffusers import ModelMixin  # noqa: F401  a pipeline that loads this class looks for it here
 from torch import nn
 
-from stylenat_hub.errors import InputError
 from stylenat_hub.layers.discriminator import (
     Conv,
     Linear,
     blur,
     haar_wavelets,
     inverse_haar_wavelets,
-    leaky,
+    leaky_with_gain,
     minibatch_stddev,
 )
 from stylenat_hub.models.base import Discriminator
-from stylenat_hub.models.config import WIDEST, ModelConfig, is_whole
+from stylenat_hub.models.config import WIDEST, ModelConfig, is_power_of_two, is_whole
 
 # As wide for both families at each size, though StyleSwin's generator is half as wide at 1024 px.
 _SHAPE_256 = {"resolution": 256, "channels": (128, 512, 512, 512, 512, 512)}
@@ -56,7 +55,7 @@ class WaveletDiscriminatorConfig(ModelConfig):
     def validate(self) -> None:
         size = self.resolution
         self.require(
-            is_whole(size, 16, 4096) and size & (size - 1) == 0,
+            is_power_of_two(size, 16, 4096),
             "resolution",
             "a power of two, 16 or more, 4096 at most",
         )
@@ -108,26 +107,19 @@ class WaveletDiscriminator(Discriminator):
         return self.config["stddev_group"]
 
     def finest_parts(self, count: int) -> list[nn.Module]:
-        if not 0 <= count <= len(self.from_rgb):
-            raise InputError(f"freeze_d is {count}; this discriminator has {len(self.from_rgb)} scales")
+        self.check_finest(count, len(self.from_rgb))
         return [*self.from_rgb[:count], *self.scales[:count]]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Raises `InputError` for images of another size, or a batch that groups of `stddev_group` do not
         divide.
         """
-        side = self.resolution
-        if images.dim() != 4 or images.shape[1:] != (3, side, side):
-            raise InputError(
-                f"images have the shape {tuple(images.shape)}; allowed: [batch, 3, {side}, {side}]"
-            )
-        group = min(len(images), self.config["stddev_group"])
-        if group == 0 or len(images) % group:
-            raise InputError(f"the batch has {len(images)} images; allowed: a multiple of {group or 1}")
+        self.check_images(images)
+        group = self.group_of(len(images))
         wavelets = haar_wavelets(images)
         x = self.from_rgb[0](wavelets)
         for scale, from_rgb in zip(self.scales, self.from_rgb[1:], strict=True):
             wavelets = haar_wavelets(blur(inverse_haar_wavelets(wavelets), padding=1, stride=2))
             x = scale(x) + from_rgb(wavelets)
         x = self.final_conv(minibatch_stddev(x, group))
-        return self.logit(leaky(self.hidden(x.flatten(1)) + self.hidden_bias))
+        return self.logit(leaky_with_gain(self.hidden(x.flatten(1)) + self.hidden_bias))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stylenat_hub.errors import ConfigError, WeightsError
 from stylenat_hub.models.discriminator import WaveletDiscriminator, WaveletDiscriminatorConfig
-from stylenat_hub.models.original import patterns
+from stylenat_hub.models.original import check_constant, patterns, renamed, taken
 
 _RENAMES = patterns(
     (r"from_rgbs\.(\d+)\.conv\.0\.weight_(orig|u|v)", r"from_rgb.\1.\2"),
@@ -83,7 +83,7 @@ def infer_discriminator_config(state: Mapping[str, Tensor]) -> WaveletDiscrimina
         plain = "from_rgbs.0.conv.0.weight" in state
         raise WeightsError(
             "the checkpoint's discriminator 'd' is "
-            + ("a variant without spectral norm" if plain else "not StyleNAT's wavelet discriminator")
+            + ("a variant without spectral norm" if plain else "not the wavelet discriminator")
             + ", which is not supported; leave it out (--skip-discriminator)"
         )
     channels = tuple(widths[i] for i in range(len(widths)))
@@ -97,28 +97,13 @@ def convert_discriminator_state_dict(state: Mapping[str, Tensor]) -> dict[str, T
     """
     converted: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if _is_verified_filter(name, tensor):
-            continue
-        if not torch.isfinite(tensor).all():
-            raise WeightsError(
-                f"the discriminator's tensor {name!r} holds NaN or infinite values; take an earlier "
-                f"checkpoint, or "
-                "leave the discriminator out (--skip-discriminator)"
-            )
-        converted[_renamed(name)] = tensor.detach().to(torch.float32).contiguous().clone()
+        try:
+            if not _is_verified_filter(name, tensor):
+                new = re.sub(r"\borig$", "weight", renamed(name, _RENAMES, "wavelet discriminator"))
+                converted[new] = taken(name, tensor, "discriminator's tensor")
+        except WeightsError as error:
+            raise WeightsError(f"{error}; or leave the discriminator out (--skip-discriminator)") from None
     return converted
-
-
-def _renamed(name: str) -> str:
-    for pattern, new in _RENAMES:
-        match = pattern.fullmatch(name)
-        if match:
-            return re.sub(r"\borig$", "weight", match.expand(new))
-    raise WeightsError(
-        f"the discriminator has a tensor {name!r} that StyleNAT's does not have, and nothing is dropped "
-        f"silently; "
-        "leave it out (--skip-discriminator)"
-    )
 
 
 def _is_verified_filter(name: str, tensor: Tensor) -> bool:
@@ -133,10 +118,5 @@ def _is_verified_filter(name: str, tensor: Tensor) -> bool:
         expected = torch.outer(taps, taps)
     else:
         return False
-    if tensor.shape != expected.shape or not torch.allclose(tensor.float(), expected, atol=1e-6, rtol=0):
-        raise WeightsError(
-            f"the discriminator's constant filter {name!r} has other values than the original code "
-            f"computes; it is of a "
-            "variant that is not supported: leave it out (--skip-discriminator)"
-        )
+    check_constant(name, tensor, expected, "the wavelet discriminator")
     return True

@@ -70,7 +70,7 @@ def other_values(name: str, title: str) -> WeightsError:
     """The error about a constant buffer with other values."""
     return WeightsError(
         f"the constant buffer {name!r} has other values than {title}'s own code computes; the "
-        "checkpoint comes from a variant that is not supported, and its pictures would be wrong"
+        "checkpoint comes from a variant that is not supported, and its results would be wrong"
     )
 
 

@@ -91,12 +91,8 @@ class StagesConfig(ModelConfig):
         return self.first * 2**stage
 
     def validate(self) -> None:
+        self.require_power_of_two("resolution", self.first, 4096)
         size, first = self.resolution, self.first
-        self.require(
-            is_whole(size, first, 4096) and size & (size - 1) == 0,
-            "resolution",
-            f"a power of two from {first} to 4096",
-        )
         stages = (size // first).bit_length()
         for field in ("depths", "channels", "num_heads", "block_sizes"):
             value = getattr(self, field)
@@ -198,8 +194,7 @@ class HiTDecoderConfig(StagesConfig):
         return self.grid
 
     def validate(self) -> None:
-        fits = is_whole(self.grid, 4, 1024) and self.grid & (self.grid - 1) == 0
-        self.require(fits, "grid", "a power of two from 4 to 1024")
+        self.require_power_of_two("grid", 4, 1024)
         super().validate()
         self.require_whole("feature_dim", 1, WIDEST)
 
@@ -293,10 +288,8 @@ class HiTDiscriminatorConfig(ModelConfig):
     stddev_group: int = 1
 
     def validate(self) -> None:
+        self.require_power_of_two("resolution", 8, 4096)
         size = self.resolution
-        self.require(
-            is_whole(size, 8, 4096) and size & (size - 1) == 0, "resolution", "a power of two from 8 to 4096"
-        )
         sides = size.bit_length() - 2
         whole = isinstance(self.channels, tuple) and all(is_whole(c, 1, WIDEST) for c in self.channels)
         self.require(

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from diffusers import ModelMixin  # noqa: F401  a pipeline that loads this class looks for it here
 from torch import nn
 
-from stylenat_hub.errors import InputError
 from stylenat_hub.layers.discriminator import blur, minibatch_stddev
 from stylenat_hub.models.base import Discriminator
 from stylenat_hub.models.hit.config import HiTDiscriminatorConfig
@@ -105,18 +104,13 @@ class HiTDiscriminator(Discriminator):
         return self.config["stddev_group"]
 
     def finest_parts(self, count: int) -> list[nn.Module]:
-        if not 0 <= count <= len(self.blocks):
-            raise InputError(f"freeze_d is {count}; this discriminator has {len(self.blocks)} scales")
+        self.check_finest(count, len(self.blocks))
         return [self.from_rgb, *self.blocks[:count]] if count else []
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Raises `InputError` for images of another size, or a batch that groups of `stddev_group` do not
         divide."""
-        side = self.resolution
-        if images.dim() != 4 or images.shape[1:] != (3, side, side):
-            raise InputError(
-                f"images have the shape {tuple(images.shape)}; allowed: [batch, 3, {side}, {side}]"
-            )
+        self.check_images(images)
         x = leaky(self.from_rgb(images))
         for block in self.blocks:
             x = block(x)
@@ -127,7 +121,4 @@ class HiTDiscriminator(Discriminator):
         """With the spread of its group's samples as one more channel, if they are compared."""
         if self.stddev_group == 1:
             return x
-        group = min(len(x), self.stddev_group)
-        if group == 0 or len(x) % group:
-            raise InputError(f"the batch has {len(x)} images; allowed: a multiple of {group or 1}")
-        return minibatch_stddev(x, group)
+        return minibatch_stddev(x, self.group_of(len(x)))

@@ -16,7 +16,6 @@ import torch
 from diffusers import ModelMixin  # noqa: F401  a pipeline that loads this class looks for it here
 from torch import nn
 
-from stylenat_hub.errors import InputError
 from stylenat_hub.models.base import MEAN_LATENTS, MEAN_SEED, Generator
 from stylenat_hub.models.hit.blocks import (
     AttentionBlock,
@@ -247,8 +246,7 @@ class HiTGenerator(Generator):
         return z.unsqueeze(1)
 
     def synthesis(self, ws: torch.Tensor) -> torch.Tensor:
-        if ws.dim() != 3 or ws.shape[1:] != (1, self.w_dim):
-            raise InputError(f"ws has the shape {tuple(ws.shape)}; this model needs [batch, 1, {self.w_dim}]")
+        self.check_styles(ws)
         z = ws[:, 0]
         x = self.stem(z).unflatten(1, (FIRST, FIRST, -1))
         return through_stages(self.stages, x, self.embedding(z), self.run_block)

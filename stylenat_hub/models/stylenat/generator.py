@@ -14,7 +14,6 @@ from diffusers import ModelMixin  # noqa: F401  a pipeline that loads this class
 from torch import nn
 
 from stylenat_hub.attention import neighborhood_attention
-from stylenat_hub.errors import InputError
 from stylenat_hub.layers.resample import upsample_fir
 from stylenat_hub.layers.style import MappingNetwork
 from stylenat_hub.layers.transformer import Attention, Block, ToRGB, Upsample, bias_table, relative_bias
@@ -115,10 +114,7 @@ class StyleNATGenerator(Generator):
         return self.mapping_network(z).unsqueeze(1).expand(-1, self.num_ws, -1)
 
     def synthesis(self, ws: torch.Tensor) -> torch.Tensor:
-        if ws.shape[1:] != (self.num_ws, self.w_dim):
-            raise InputError(
-                f"ws has the shape {tuple(ws.shape)}; this model needs [batch, {self.num_ws}, {self.w_dim}]"
-            )
+        self.check_styles(ws)
         x = self.constant.flatten(2).transpose(1, 2).expand(len(ws), -1, -1)  # [B, 16, C]
         rgb = None
         for index, (level, to_rgb) in enumerate(zip(self.levels, self.to_rgb, strict=True)):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stylenat_hub.models.config import IMAGENET_MEAN, IMAGENET_STD, WIDEST, LevelsConfig, is_whole
+from stylenat_hub.models.config import IMAGENET_MEAN, IMAGENET_STD, WIDEST, TransformerLevelsConfig, is_whole
 
 WINDOW = 8
 
@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class StyleSwinConfig(LevelsConfig):
+class StyleSwinConfig(TransformerLevelsConfig):
     """Everything that fixes the shape and the arithmetic of a StyleSwin generator.
 
     Fields with one entry per level run from the 4 px level to the output resolution.
