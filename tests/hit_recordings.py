@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from tensorflow_files import SUFFIX
 
 from stylenat_hub.models.hit.config import HiTConfig, HiTDiscriminatorConfig
 from stylenat_hub.models.hit.discriminator import HiTDiscriminator
 from stylenat_hub.models.hit.generator import HiTGenerator
-from stylenat_hub.models.hit.keys import below, convert_tensorflow, infer_config, tensorflow_paths
+from stylenat_hub.models.hit.keys import convert_tensorflow, entries, infer_config
 
 GOLDENS = Path(__file__).parent / "goldens" / "hit"
+SLOT = "/.OPTIMIZER_SLOT/"
 GAINS = {HiTGenerator: 0.6, HiTDiscriminator: 1.4}
 
 
@@ -44,6 +46,20 @@ def channels_last(x):
 def part(name, root):
     """The recorded tensors below a path, by the rest of it."""
     return {key.removeprefix(root): value for key, value in recorded(name).items() if key.startswith(root)}
+
+
+def below(variables, root):
+    """The variables of one network of a checkpoint (`generator`, `ema_generator` or `discriminator`), by
+    their paths below it, without the optimizers' slots."""
+    found = {name.removesuffix(SUFFIX): value for name, value in variables.items() if SLOT not in name}
+    return {
+        name.removeprefix(f"{root}/"): value for name, value in found.items() if name.startswith(f"{root}/")
+    }
+
+
+def tensorflow_paths(config):
+    """Our name of each tensor, `w_avg` apart -> the path of its variable."""
+    return {name: path for name, path, _ in entries(config)}
 
 
 def error(actual, wanted):

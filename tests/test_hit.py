@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import json
-
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from hit_recordings import error, full_size, generator_of, part, recorded, small_generator
+from hit_recordings import error, full_size, recorded, small_generator
 
 from stylenat_hub import GANPipeline, HiTConfig, HiTDiscriminator, HiTDiscriminatorConfig, HiTGenerator
-from stylenat_hub.errors import ConfigError, InputError, WeightsError
-from stylenat_hub.models.hit import FAMILY, blocks, norm
+from stylenat_hub.errors import ConfigError, InputError
+from stylenat_hub.models.hit import blocks, norm
 from stylenat_hub.models.hit import generator as parts
-from stylenat_hub.models.hit.keys import below, convert_tensorflow, infer_config, infer_discriminator_config
 from stylenat_hub.summary import describe
 
 # arXiv 2106.07631 and the released code, counted by the original code
@@ -329,67 +324,6 @@ def test_the_discriminator_says_what_it_reads():
     with pytest.raises(InputError, match="freeze_d is 4; this discriminator has 3 scales"):
         judge.finest_parts(4)
     assert len(judge.finest_parts(3)) == 4
-
-
-def test_a_checkpoints_networks_and_their_arrays():
-    """As a reader of TensorFlow's files gives them: with the suffix, with slots, as numpy arrays."""
-    raw = {
-        f"{name}/.ATTRIBUTES/VARIABLE_VALUE": tensor.numpy()
-        for name, tensor in recorded("weights_step9").items()
-    }
-    raw["generator/dense_layer/x/.OPTIMIZER_SLOT/generator_optim/m/.ATTRIBUTES/VARIABLE_VALUE"] = np.zeros(3)
-    generator = generator_of(below(raw, "generator"))
-    z = recorded("io")["z"]
-    with torch.no_grad():
-        assert torch.equal(generator(z), small_generator()(z))
-    assert FAMILY.recognise(below(raw, "generator"))
-    assert not FAMILY.recognise(below(raw, "discriminator"))
-    assert FAMILY.convert_discriminator(below(raw, "discriminator")).resolution == 64
-
-
-def test_the_config_is_read_off_the_variables():
-    variables = below(recorded("weights_step9"), "generator")
-    wanted = HiTConfig(
-        resolution=64, depths=(2, 1, 1, 2), channels=(32, 16, 8, 4), num_heads=(4, 2, 2, 2),
-        block_sizes=(4, 4, None, None), z_dim=12,
-    )  # fmt: skip
-    assert infer_config(variables) == wanted
-    assert infer_config(variables, config=json.loads(json.dumps(wanted.to_dict()))) == wanted
-    assert infer_config(variables, config={"block_sizes": (2, 8, None, None)}).block_sizes[:2] == (2, 8)
-    with pytest.raises(
-        ConfigError, match=r"the variables say that resolution is 64, the preset or config 32"
-    ):
-        infer_config(variables, preset="tiny")
-    with pytest.raises(ConfigError, match=r"RGB layers at the stages \[2, 3\]"):
-        infer_config(variables, config={"block_sizes": (4, None, None, None)})
-    judge = infer_discriminator_config(
-        part("discriminator_variants", "eqlr_stddev_avg.w."), {"equalized": True}
-    )
-    assert (judge.resolution, judge.channels, judge.stddev_group) == (32, (4, 6, 8, 8), 4)
-
-
-def test_what_does_not_fit_is_named():
-    variables = below(recorded("weights_step9"), "generator")
-    config, path = infer_config(variables), "blocks/1/layer_with_weights-0/norm/gamma"
-    for change, message in [
-        (lambda v: v.pop(path), f"has no variable '{path}'"),
-        (
-            lambda v: v.update({"blocks/9/gamma": v[path]}),
-            "a variable 'blocks/9/gamma' that this model does not",
-        ),
-        (lambda v: v.update({path: v[path][:-1]}), rf"'{path}' has the shape \[15\], .* \[16\]"),
-        (lambda v: v.update({path: v[path] / 0}), f"'{path}' holds NaN or infinite"),
-        (lambda v: v.update({path: v[path].int()}), f"'{path}' has the type torch.int32"),
-    ]:
-        changed = copy.copy(variables)
-        change(changed)
-        with pytest.raises(WeightsError, match=message):
-            convert_tensorflow(changed, config)
-    with pytest.raises(WeightsError, match="'position_embeddings/' not at all"):
-        infer_config({})
-    changed = {key: value for key, value in variables.items() if not key.startswith("position_embeddings/1")}
-    with pytest.raises(WeightsError, match="must run from 0 without a gap"):
-        infer_config(changed)
 
 
 def test_half_precision_pictures_are_close():

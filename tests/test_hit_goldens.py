@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hit_recordings import (
+    below,
     built_by_formula,
     channels_first,
     channels_last,
@@ -21,6 +22,7 @@ from hit_recordings import (
     part,
     recorded,
     small_generator,
+    tensorflow_paths,
 )
 from torch import nn
 
@@ -31,11 +33,9 @@ from stylenat_hub.models.hit.config import HiTConfig
 from stylenat_hub.models.hit.discriminator import Conv, HiTDiscriminator, Linear
 from stylenat_hub.models.hit.keys import (
     _attention_block,
-    below,
     convert_discriminator,
     convert_tensorflow,
     infer_discriminator_config,
-    tensorflow_paths,
 )
 from stylenat_hub.models.hit.norm import EPS, MOMENTUM, BatchNorm
 

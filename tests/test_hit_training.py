@@ -10,11 +10,11 @@ import functools
 
 import pytest
 import torch
-from hit_recordings import channels_first, error, generator_of, recorded
+from hit_recordings import below, channels_first, error, generator_of, recorded, tensorflow_paths
 
 from stylenat_hub.errors import ConfigError
 from stylenat_hub.models.hit.discriminator import HiTDiscriminator, HiTDiscriminatorConfig
-from stylenat_hub.models.hit.keys import below, convert_discriminator, convert_tensorflow, tensorflow_paths
+from stylenat_hub.models.hit.keys import convert_discriminator, convert_tensorflow
 from training.adam import KerasAdam
 from training.augment import HIT_POLICY, Consistency
 from training.ema import ema_decay, update_ema

@@ -1,8 +1,9 @@
 """Parts of discriminators: of the wavelet one that StyleSwin (arXiv 2112.10762) and StyleNAT (2211.05770)
 train against, of which HiT's (2106.07631) has `blur` and `minibatch_stddev` too.
 
-Legend: B batch, C channels, H,W pixels. In the wavelet one pictures enter as Haar wavelets; at every scale the wavelets of the
-smaller picture join in (SWAGAN, arXiv 2102.06108). Everything is differentiable twice, as R1 needs it.
+Legend: B batch, C channels, H,W pixels. In the wavelet one pictures enter as Haar wavelets; at every scale
+the wavelets of the smaller picture join in (SWAGAN, arXiv 2102.06108). Everything is differentiable twice,
+as R1 needs it.
 """
 
 from __future__ import annotations

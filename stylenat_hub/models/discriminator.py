@@ -54,11 +54,8 @@ class WaveletDiscriminatorConfig(ModelConfig):
 
     def validate(self) -> None:
         size = self.resolution
-        self.require(
-            is_power_of_two(size, 16, 4096),
-            "resolution",
-            "a power of two, 16 or more, 4096 at most",
-        )
+        fits = is_power_of_two(size, 16, 4096)
+        self.require(fits, "resolution", "a power of two, 16 or more, 4096 at most")
         scales = size.bit_length() - 3
         whole = isinstance(self.channels, tuple) and all(is_whole(c, 1, WIDEST) for c in self.channels)
         self.require(

@@ -2,7 +2,7 @@
 
 The original is TensorFlow code. Its checkpoints name a variable by its path in the object graph, such as
 `generator/blocks/0/layer_with_weights-1/norm/gamma`; everything here takes the variables of one network by
-their paths below it (`below` selects them), numpy arrays or tensors.
+their paths below it (`blocks/0/...`), as conversion reads them: numpy arrays or tensors.
 
 Layouts: a dense kernel is [in, out]; of queries, keys and values [C, heads, D], of an attention's output
 [heads, D, C]; a convolution's is [height, width, in, out]; positions have a leading 1; the discriminator's
@@ -12,8 +12,8 @@ flattened pixels are channels last. The paths were read off recordings of the or
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,12 +24,14 @@ from stylenat_hub.models.config import ModelConfig
 from stylenat_hub.models.hit.config import FIRST, HiTConfig, HiTDiscriminatorConfig
 from stylenat_hub.models.hit.discriminator import HiTDiscriminator
 from stylenat_hub.models.hit.generator import EMBEDDING, HiTGenerator
+from stylenat_hub.models.original import numbered, shape_of, taken
 
 Variables = Mapping[str, Any]  # path -> numpy array or tensor
 Entry = tuple[str, str, Callable[[Tensor], Tensor]]  # our name, path, what makes one of the other
 
-SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
-_SLOT = "/.OPTIMIZER_SLOT/"
+_KIND = "variable"
+_shape = partial(shape_of, kind=_KIND)
+_count = partial(numbered, first=0, kind=_KIND)
 
 
 def recognise(state: Mapping[str, Any]) -> bool:
@@ -38,17 +40,6 @@ def recognise(state: Mapping[str, Any]) -> bool:
         "dense_layer/layer_with_weights-0/kernel",
         "embedding_layer/layer_with_weights-1/embedding_weight",
     } <= (state.keys())
-
-
-def below(variables: Variables, root: str) -> dict[str, Any]:
-    """The variables of one network of a checkpoint, by their paths below it, without optimizer slots.
-
-    root: "generator", "ema_generator" or "discriminator".
-    """
-    found = {name.removesuffix(SUFFIX): value for name, value in variables.items() if _SLOT not in name}
-    return {
-        name.removeprefix(f"{root}/"): value for name, value in found.items() if name.startswith(f"{root}/")
-    }
 
 
 def convert_tensorflow(variables: Variables, config: HiTConfig | HiTDiscriminatorConfig) -> dict[str, Tensor]:
@@ -61,11 +52,11 @@ def convert_tensorflow(variables: Variables, config: HiTConfig | HiTDiscriminato
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in cls(config).state_dict().items()}
     converted, left = {}, set(variables)
-    for name, path, transform in _entries(config):
+    for name, path, transform in entries(config):
         tensor = _tensor(variables, path)
         left.discard(path)
         try:
-            converted[name] = transform(tensor).contiguous().clone()
+            converted[name] = transform(tensor).contiguous()
         except (RuntimeError, IndexError):
             converted[name] = tensor
         if converted[name].shape != shapes[name]:
@@ -79,11 +70,6 @@ def convert_tensorflow(variables: Variables, config: HiTConfig | HiTDiscriminato
             "another variant, and nothing is dropped silently"
         )
     return converted
-
-
-def tensorflow_paths(config: HiTConfig | HiTDiscriminatorConfig) -> dict[str, str]:
-    """Our name of each tensor, `w_avg` apart -> the path of its variable."""
-    return {name: path for name, path, _ in _entries(config)}
 
 
 def convert_state_dict(state: Variables) -> dict[str, Tensor]:
@@ -112,7 +98,7 @@ def infer_config(
     `HiTConfig.presets`. config: a whole config, or a mapping with some of its fields.
 
     Raises:
-        ConfigError: preset or config contradicts the variables.
+        ConfigError: preset or config contradicts the variables or, about what these do not state, each other.
         WeightsError: a variable that the config must be read from is missing or has a wrong shape.
     """
     facts = _generator_facts(state)
@@ -124,17 +110,21 @@ def infer_config(
     facts["block_sizes"] = tuple(
         None if rgb else min(4 * 2 ** (stage // 2), 8) for stage, rgb in enumerate(written)
     )
-    said = [HiTConfig.preset(preset).to_dict()] if preset is not None else []
-    if config is not None:
-        said.append(config.to_dict() if isinstance(config, ModelConfig) else dict(config))
-    for source in said:
+    said: dict[str, tuple[str, Any]] = {}
+    for label, source in _sources(preset, config):
         for field, value in source.items():
-            if field in read_off and facts[field] != (tuple(value) if isinstance(value, list) else value):
+            if field in read_off and facts[field] != value:
                 raise ConfigError(
                     f"the variables say that {field} is {facts[field]!r}, the preset or config {value!r}; "
                     "take the one that belongs to this checkpoint, or none"
                 )
-        facts.update(source)
+            first, known = said.setdefault(field, (label, value))
+            if value != known:
+                raise ConfigError(
+                    f"{first} says that {field} is {known!r}, but {label} says {value!r}; leave out the one "
+                    "that is wrong"
+                )
+    facts.update({field: value for field, (_, value) in said.items()})
     result = HiTConfig.from_dict(facts)
     if [size is None for size in result.block_sizes] != written:
         raise ConfigError(
@@ -144,12 +134,26 @@ def infer_config(
     return result
 
 
+def _sources(
+    preset: str | None, config: HiTConfig | Mapping[str, Any] | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(label, config fields) of each source that is given."""
+    if preset is not None:
+        yield f"the preset {preset!r}", HiTConfig.preset(preset).to_dict()
+    if config is not None:
+        fields = config.to_dict() if isinstance(config, ModelConfig) else dict(config)
+        if fields.get("w_dim", 0) is None:
+            del fields["w_dim"]  # it states nothing: it is filled with z_dim
+        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        yield "the config", fields
+
+
 def infer_discriminator_config(
     state: Variables, config: Mapping[str, Any] | None = None
 ) -> HiTDiscriminatorConfig:
     """The config of an original discriminator's variables. config: fields in place of what was published,
     because no shape tells `pooling` and `equalized`. Raises `WeightsError`, `ConfigError`."""
-    blocks = _count(state, r"conv_blocks/layer_with_weights-(\d+)/.*", first=1)
+    blocks = _count(state, r"conv_blocks/layer_with_weights-([1-9]\d*)/.*", "convolution block", first=1)
     kernels = [f"{_block(i)}/conv_layers/layer_with_weights-0/kernel" for i in range(blocks)]
     channels = (
         *(_shape(state, kernel, 4)[2] for kernel in kernels),
@@ -162,7 +166,7 @@ def infer_discriminator_config(
 
 def _generator_facts(state: Variables) -> dict[str, Any]:
     """Every field that paths and shapes alone decide."""
-    stages = _count(state, r"position_embeddings/(\d+)/.*", first=0)
+    stages = _count(state, r"position_embeddings/(\d+)/.*", "stage")
     crosses = [f"blocks/{stage}/layer_with_weights-0" for stage in range(stages)]
     queries = [_shape(state, f"{cross}/attention_layer/query_dense/kernel", 3) for cross in crosses]
     keys = [_shape(state, f"{cross}/attention_layer/key_dense/kernel", 3) for cross in crosses]
@@ -171,7 +175,8 @@ def _generator_facts(state: Variables) -> dict[str, Any]:
     return {
         "resolution": FIRST * 2 ** (stages - 1),
         "depths": tuple(
-            _count(state, rf"blocks/{stage}/layer_with_weights-(\d+)/.*", first=0) - 1
+            # the first is the cross-attention
+            _count(state, rf"blocks/{stage}/layer_with_weights-(\d+)/.*", f"stage-{stage} block") - 1
             for stage in range(stages)
         ),
         "channels": channels,
@@ -183,7 +188,8 @@ def _generator_facts(state: Variables) -> dict[str, Any]:
     }
 
 
-def _entries(config: HiTConfig | HiTDiscriminatorConfig) -> Iterator[Entry]:
+def entries(config: HiTConfig | HiTDiscriminatorConfig) -> Iterator[Entry]:
+    """Every tensor of the model, `w_avg` apart, with the path of its variable."""
     return _generator(config) if isinstance(config, HiTConfig) else _discriminator(config)
 
 
@@ -287,35 +293,4 @@ def _tensor(variables: Variables, path: str) -> Tensor:
         raise WeightsError(
             f"the checkpoint has no variable {path!r}; it is incomplete, or the config is not its own"
         )
-    tensor = torch.as_tensor(variables[path])
-    if not tensor.is_floating_point():
-        raise WeightsError(f"the variable {path!r} has the type {tensor.dtype}; a weight is a real number")
-    if not torch.isfinite(tensor).all():
-        raise WeightsError(
-            f"the variable {path!r} holds NaN or infinite values; this training run had diverged or the file "
-            "is damaged: take an earlier checkpoint"
-        )
-    return tensor.detach().to(torch.float32)
-
-
-def _count(state: Variables, pattern: str, first: int) -> int:
-    """How many numbers from `first` on the paths have; there must be no gap."""
-    matches = (re.fullmatch(pattern, path) for path in state)
-    numbers = sorted({int(match[1]) for match in matches if match and int(match[1]) >= first})
-    if not numbers or numbers != list(range(first, first + len(numbers))):
-        raise WeightsError(
-            f"the checkpoint numbers {pattern.split('(')[0]!r} {numbers or 'not at all'}; it must run from "
-            f"{first} without a gap, so variables are missing or it belongs to another project"
-        )
-    return len(numbers)
-
-
-def _shape(state: Variables, path: str, dims: int) -> tuple[int, ...]:
-    if path not in state:
-        raise WeightsError(f"the checkpoint has no variable {path!r}; it is incomplete or of another project")
-    shape = tuple(int(size) for size in state[path].shape)
-    if len(shape) != dims or 0 in shape:
-        raise WeightsError(
-            f"the variable {path!r} has the shape {list(shape)}; {dims} dimensions above 0 are needed"
-        )
-    return shape
+    return taken(path, torch.as_tensor(variables[path]), _KIND)
