@@ -20,6 +20,7 @@ _GENERATORS = ("g_ema", "g")
 _NETWORKS = (*_GENERATORS, "d")
 # What `--weights` takes: of PyTorch's and of TensorFlow's files, the averaged one first.
 WEIGHTS = (*_GENERATORS, *GENERATORS)
+_FACTS = ("eval_info", "iter", "iteration", "step")
 _DEEPEST = 64
 _MOST_VALUES = 1_000_000
 
@@ -32,7 +33,8 @@ class Container:
     `g_ema`, `g` and `d`, or in TensorFlow's under `ema_generator`, `generator` and `discriminator`; a bare
     state dict stands under both `g_ema` and `g`. args: the recorded arguments as plain data, or None. facts:
     other plain data that is recorded (`eval_info`, an iteration). files: those it consists of. ignored: names
-    of types that were read as inert stand-ins. default: the generator to take unless told otherwise.
+    of types that were read as inert stand-ins. left: top-level keys of PyTorch's files that nobody is handed,
+    such as an optimizer's state. default: the generator to take unless told otherwise.
     discriminator: the name of that network.
     """
 
@@ -42,6 +44,7 @@ class Container:
     facts: dict[str, Any]
     files: tuple[Path, ...]
     ignored: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
     default: str = "g_ema"
     discriminator: str = "d"
 
@@ -80,7 +83,7 @@ def read_checkpoint(path: str | Path, *, ignore_metadata: bool = False) -> Conta
             "and 'g_ema', 'state_dicts' or the tensors of one generator are needed"
         )
     args = plain(content.get("args"))
-    facts = {key: plain(content[key]) for key in ("eval_info", "iter", "iteration", "step") if key in content}
+    facts = {key: plain(content[key]) for key in _FACTS if key in content}
     return Container(
         layout=_layout(content),
         networks={name: _state_dict(name, state) for name, state in found.items()},
@@ -88,6 +91,7 @@ def read_checkpoint(path: str | Path, *, ignore_metadata: bool = False) -> Conta
         facts=facts,
         files=(path,),
         ignored=ignored,
+        left=_left(content),
     )
 
 
@@ -159,6 +163,18 @@ def _find_networks(content: dict[Any, Any]) -> dict[str, dict[Any, Any]]:
     if not found and content and all(isinstance(value, Tensor) for value in content.values()):
         return {"g_ema": content, "g": content}
     return found
+
+
+def _left(content: dict[Any, Any]) -> tuple[str, ...]:
+    """The keys beside networks and records, sorted; of a bare state dict none, because each is a tensor."""
+    if all(isinstance(value, Tensor) for value in content.values()):
+        return ()
+    inner = content.get("state_dicts")
+    keys = [*content, *(_entries(inner) if isinstance(inner, dict) else ())]
+    known = (*_NETWORKS, *_FACTS, "args", "state_dicts")
+    return tuple(
+        sorted(printable(key) if isinstance(key, str) else _shown(key) for key in keys if key not in known)
+    )
 
 
 def _layout(content: dict[Any, Any]) -> str:

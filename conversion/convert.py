@@ -30,7 +30,7 @@ import torch
 
 import stylenat_hub
 from conversion.containers import WEIGHTS, Container, read_checkpoint
-from stylenat_hub.errors import ConfigError, InputError, UnknownModelError, WeightsError, shown
+from stylenat_hub.errors import ConfigError, InputError, UnknownModelError, WeightsError, listed, shown
 from stylenat_hub.files import check_folder, user_path, whole_folder
 from stylenat_hub.models.base import MEAN_SEED
 from stylenat_hub.models.config import ModelConfig
@@ -49,7 +49,8 @@ class Report:
     """What was found in a checkpoint and written.
 
     family: its name in the zoo. layout: the container's. weights: which generator was taken. discriminator:
-    was one written? ignored: names of types read as inert stand-ins. levels: `Generator.level_rows`.
+    was one written? ignored: names of types read as inert stand-ins; left: what the container has beside
+    networks and records, such as optimizers. levels: `Generator.level_rows`.
     """
 
     output: Path
@@ -61,6 +62,7 @@ class Report:
     levels: tuple[dict[str, Any], ...]
     discriminator: bool
     ignored: tuple[str, ...]
+    left: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -72,6 +74,8 @@ class Report:
         ]
         if self.ignored:
             lines += ["", f"read as inert stand-ins: {', '.join(self.ignored)}"]
+        if self.left:
+            lines += ["", f"in the file and not converted: {listed([repr(name) for name in self.left])}"]
         kept = "with the discriminator" if self.discriminator else "without a discriminator"
         return "\n".join([*lines, "", f"written to {self.output} ({kept}); it reloads to the same picture"])
 
@@ -122,8 +126,9 @@ def convert(
         preset = preset.removeprefix(f"{found.name}-")  # the zoo's names are taken too
     config, judge_config = _split(config)
     values = found.infer_config(original, args=container.args, preset=preset, config=config)
-    generator = _build(found, values, found.convert_state_dict(original))
-    drawn = generator.estimate_w_avg()
+    converted = found.convert_state_dict(original)
+    generator = _build(found, values, converted)
+    drawn = 0 if "w_avg" in converted else generator.estimate_w_avg()
     discriminator = None
     if not skip_discriminator and container.discriminator in container.networks:
         state = container.networks[container.discriminator]
@@ -142,6 +147,7 @@ def convert(
         levels=tuple(generator.level_rows()),
         discriminator=discriminator is not None,
         ignored=container.ignored,
+        left=container.left,
     )
     allowed = RESULT if overwrite else None
     with whole_folder(output, overwrite=allowed, inputs=(source,)) as folder, system_errors():
@@ -189,10 +195,17 @@ def _family_of(state: Mapping[str, Any], name: str, families: Sequence[Family]) 
 
 
 def _build(family: Family, config: ModelConfig, state: dict[str, torch.Tensor]) -> Any:
-    """The generator with exactly these weights; every tensor must be there and fit. Evaluation mode."""
+    """The generator with exactly these weights; every tensor must be there and fit, `w_avg` if the original
+    recorded it. Evaluation mode."""
     generator = family.generator(config)
     needed = generator.state_dict()
-    needed.pop("w_avg")
+    if "w_avg" not in state:
+        needed.pop("w_avg")
+    elif not torch.isfinite(state["w_avg"]).all():
+        raise WeightsError(
+            "the mean style 'w_avg' (name after conversion) holds NaN or infinite values; the checkpoint is "
+            "damaged: take an earlier one"
+        )
     missing, unexpected = sorted(needed.keys() - state.keys()), sorted(state.keys() - needed.keys())
     if missing or unexpected:
         what = f"lacks {missing[0]!r}" if missing else f"has {unexpected[0]!r}, which the model does not have"
@@ -208,7 +221,7 @@ def _build(family: Family, config: ModelConfig, state: dict[str, torch.Tensor]) 
                 f"other tensors make it {list(needed[name].shape)}; the checkpoint is damaged or of a "
                 "variant that is not supported"
             )
-    generator.load_state_dict({**state, "w_avg": generator.w_avg})
+    generator.load_state_dict({"w_avg": generator.w_avg, **state})
     return generator.eval()
 
 
@@ -251,7 +264,7 @@ def _record(
 ) -> dict[str, Any]:
     """Where the weights come from: no times and no folders in it, so equal input gives equal bytes.
 
-    known: is the mean style one that needs no estimate?
+    known: is the mean style one that the original recorded, or that needs no estimate?
     """
     source, *data = [{"file": path.name, **fingerprint(path)} for path in container.files]
     return {

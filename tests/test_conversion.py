@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import conversion.convert
 from conversion.cli import app
+from conversion.containers import read_checkpoint
 from conversion.convert import convert
 from stylenat_hub.errors import InputError
 from stylenat_hub.models.discriminator import WaveletDiscriminator
@@ -79,6 +80,48 @@ def test_the_mean_style_is_that_of_many_latents(tmp_path):
         styles = generator.mapping(latents)[:, 0].double()
     # Two independent means of 10,000 differ by sqrt(2 / 10,000) of the spread; six times that is certain.
     assert ((styles.mean(0) - generator.w_avg).abs() < 6 * styles.std(0) * 0.0142).all()
+
+
+def with_mean(monkeypatch, mean):
+    """StyleNAT as if its originals recorded their mean style."""
+    known = FAMILIES["stylenat"]
+    other = dataclasses.replace(
+        known, convert_state_dict=lambda state: {**known.convert_state_dict(state), "w_avg": mean}
+    )
+    monkeypatch.setattr(conversion.convert, "FAMILIES", {"stylenat": other})
+
+
+def test_a_mean_style_that_the_original_recorded_is_kept(tmp_path, monkeypatch):
+    mean = torch.linspace(-1, 1, 48)
+    with_mean(monkeypatch, mean)
+    convert(PLAIN, tmp_path / "out", skip_discriminator=True)
+    assert torch.equal(GANPipeline.from_pretrained(tmp_path / "out").generator.w_avg, mean)
+    assert json.loads((tmp_path / "out" / "conversion.json").read_text())["w_avg"] == {"known": True}
+
+
+@pytest.mark.parametrize(
+    ("mean", "message"),
+    [
+        (
+            torch.full((48,), torch.nan),
+            "the mean style 'w_avg' (name after conversion) holds NaN or infinite",
+        ),
+        (torch.zeros(47), "'w_avg' (name after conversion) has the shape [47]"),
+    ],
+)
+def test_a_mean_style_that_cannot_be_one_is_refused(mean, message, tmp_path, monkeypatch):
+    with_mean(monkeypatch, mean)
+    refused(run(PLAIN, "--output", tmp_path / "out"), message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_left_in_the_file_is_named(tmp_path, content):
+    path = saved(tmp_path / "more.pt", {**content, "latent_avg": torch.zeros(48), 7: torch.zeros(1)})
+    report = convert(path, tmp_path / "out", skip_discriminator=True)
+    assert report.left == ("7", "latent_avg", "lr_dicts", "optim_dicts")
+    assert "in the file and not converted: '7', 'latent_avg', 'lr_dicts', 'optim_dicts'" in str(report)
+    bare = saved(tmp_path / "bare.pt", content["state_dicts"]["g_ema"])
+    assert read_checkpoint(bare).left == ()
 
 
 def test_equal_input_gives_equal_bytes(tmp_path):

@@ -118,7 +118,8 @@ class Family:
     tensor; of a TensorFlow checkpoint the names are the variables' paths below the network.
     infer_config: `(original state dict, *, args, preset, config) -> config`: args are the checkpoint's own
     record as plain data, preset and config what the user said; each may be None, contradictions raise.
-    convert_state_dict: original generator state dict -> ours.
+    convert_state_dict: original generator state dict -> ours; `w_avg` [w_dim] only where the original
+    recorded its mean style: otherwise it is estimated.
     discriminator: the class that the family is trained against, with presets of the same names.
     convert_discriminator: `(original discriminator state dict, *, config) -> the model with its weights`:
     config has the fields of its config that the user said, or is None.
