@@ -14,6 +14,7 @@ from stylenat_hub.errors import ConfigError, InputError, NotOnHubError, UnknownM
 from stylenat_hub.registry import (
     CHECKPOINTS,
     NAMESPACE,
+    SHAPES,
     chosen_namespace,
     find_checkpoint,
     hub_id,
@@ -248,5 +249,10 @@ def _nowhere(name: str) -> str:
     if "/" in name or os.sep in name or name.startswith((".", "~")):
         return (
             f"there is no folder {name!r}; give an existing one, a zoo name (see `stylenat list`) or a Hub id"
+        )
+    if name in SHAPES:
+        return (
+            f"{name!r} is a shape without published weights; stylenat_hub.create_model({name!r}) builds the "
+            "untrained network: train it, or convert somebody's checkpoint of it, and give that folder"
         )
     return f"there is no folder {name!r} here, and {nearest(name, CHECKPOINTS)}"

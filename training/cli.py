@@ -188,7 +188,7 @@ def _list_presets(wanted: bool) -> None:
 
         for name, recipe in RECIPES.items():
             of = f"{recipe.get('family', 'stylenat')}-{recipe['shape']}" if recipe["shape"] else "any model"
-            typer.echo(f"{name:24} {of:20} batch {recipe['batch']:>4}, {recipe['images']:>11,} images")
+            typer.echo(f"{name:25} {of:25} batch {recipe['batch']:>4}, {recipe['images']:>11,} images")
         raise typer.Exit
 
 

@@ -298,6 +298,11 @@ class Recipe(ModelConfig):
     average_buffers: bool = False
     keras_epsilon: bool = False
 
+    def __post_init__(self) -> None:
+        if isinstance(self.shape, str) and isinstance(self.family, str):  # the zoo's names are taken too
+            object.__setattr__(self, "shape", self.shape.removeprefix(f"{self.family}-"))
+        super().__post_init__()
+
     def validate(self) -> None:
         for name in ("family", "shape"):
             value = getattr(self, name)
