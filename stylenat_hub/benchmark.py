@@ -1,5 +1,5 @@
-"""How fast a generator runs here: against its own matrix products and against the gather formulation of
-attention.
+"""How fast a generator runs here: against its own matrix products and convolutions, and against the gather
+formulation of attention.
 
 Everything is measured side by side in one run, because a machine's speed varies from run to run. Peak memory
 is taken in fresh processes, one per measurement, and includes Python, torch and the weights.
@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from stylenat_hub import __version__, attention
 from stylenat_hub.errors import InputError
 from stylenat_hub.models.base import Generator
+from stylenat_hub.products import Matrices, Recorder
 from stylenat_hub.registry import create_model
-
-Shape = tuple[int, int, int]  # rows, inner size, columns of one matrix product
 
 
 def benchmark(
@@ -47,8 +47,13 @@ def benchmark(
 
     Returns plain data: seconds per call (the median, and the range: a wide one means a busy machine), shares
     (of neighborhood attention, where there is any), ratios, GFLOP, peak memory in MiB, the machine and the
-    versions.
-    Raises `InputError` for a batch or repeats below 1, `UnknownModelError` for the name.
+    versions. In `seconds`, "tiled" is the generation, also of a family that has no tiles, because published
+    results call it so; "matrix_products" is all products and convolutions of the blocks that act on the
+    picture: not those with one row per picture, which make styles. `matrix_products_gflop` is of these;
+    `convolutions_gflop`, where there are any, of the convolutions among them; `all_linear_layers_gflop` of
+    `torch.nn.Linear` alone, in the blocks and elsewhere.
+    Raises `InputError` for a batch or repeats below 1 and for a model without products, `UnknownModelError`
+    for the name.
     """
     if batch < 1 or repeats < 1:
         raise InputError(f"batch is {batch} and repeats is {repeats}; both must be 1 or more")
@@ -56,17 +61,14 @@ def benchmark(
     torch.set_num_threads(threads)
     model, latents = _build(name, batch, dtype, device)
     with _attention_clock() as clock:
-        shapes = _matrix_products(model, latents)
+        recorder = _recorded(model, latents)
     both = gather and clock[0] > 0  # a family without neighborhood attention has one formulation
-    # The blocks' products are the floor; of a family without blocks it is those of all linear layers.
-    blocks = _blocks(model)
-    block_shapes = [shape for path, shape in shapes if path.startswith(blocks)]
-    block_shapes = block_shapes or [shape for _, shape in shapes]
-    if not shapes:
-        raise InputError(f"{name!r} has no linear layers whose products its time could be compared with")
+    floor, gflop, convolved = _floor(model, recorder, latents)
+    if not gflop:
+        raise InputError(f"{name!r} has no products or convolutions that its time could be compared with")
     kinds: dict[str, Callable[[], float]] = {
         "tiled": lambda: _generate(model, latents, "tiled"),
-        "matrix_products": _products(block_shapes, latents),
+        "matrix_products": floor,
     }
     if both:
         kinds["gather"] = lambda: _generate(model, latents, "gather")
@@ -96,11 +98,13 @@ def benchmark(
             kind: [f(total for total, _ in runs) for f in (min, max)] for kind, runs in times.items()
         },
         "images_per_second": batch / seconds["tiled"],
-        "matrix_products_gflop": _gflop(block_shapes),
-        "all_linear_layers_gflop": _gflop([shape for _, shape in shapes]),
+        "matrix_products_gflop": gflop,
+        "all_linear_layers_gflop": _gflop(_of_linear_layers(model, recorder)),
         "ratio_to_matrix_products": seconds["tiled"] / seconds["matrix_products"],
         "machine": machine(device),
     }
+    if convolved:
+        result["convolutions_gflop"] = convolved
     if inside["tiled"] > 0:
         result["attention_seconds"] = {k: value for k, value in inside.items() if k != "matrix_products"}
         result["attention_share"] = inside["tiled"] / seconds["tiled"]
@@ -130,10 +134,11 @@ def table(result: dict[str, Any]) -> str:
         peak = f"{memory[kind]:.0f}" if kind in memory else ""
         name = kind.replace("_", " ") if "attention_share" in result or kind != "tiled" else "generation"
         rows.append(f"| {name} | {seconds:.3f} | {low:.3f} to {high:.3f} | {inside} | {peak} |")
+    convolutions = " and convolutions" * ("convolutions_gflop" in result)
     head = (
         f"{result['model']}, {result['dtype']}, batch {result['batch']}, {result['threads']} threads: "
         f"{result['ratio_to_matrix_products']:.2f} times its {result['matrix_products_gflop']:.4g} GFLOP "
-        "of matrix products"
+        f"of matrix products{convolutions}"
     )
     if "attention_share" in result:
         head += f", neighborhood attention {100 * result['attention_share']:.0f} %"
@@ -160,29 +165,46 @@ def _blocks(model: Generator) -> tuple[str, ...]:
     return tuple(f"{path}." for path, module in model.named_modules() if type(module).__name__ in kinds)
 
 
-def _matrix_products(model: Generator, latents: torch.Tensor) -> list[tuple[str, Shape]]:
-    """Name and shape of the product in every linear layer, chunks of one layer put together."""
-    rows: dict[str, int] = {}
-    layers = {path: m for path, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    handles = [
-        layer.register_forward_hook(
-            lambda module, inputs, output, path=path: rows.__setitem__(
-                path, rows.get(path, 0) + output.shape[:-1].numel()
-            )
-        )
-        for path, layer in layers.items()
-    ]
-    _generate(model, latents, "tiled")
-    for handle in handles:
-        handle.remove()
-    return [
-        (path, (count, layers[path].in_features, layers[path].out_features)) for path, count in rows.items()
-    ]
+def _recorded(model: Generator, latents: torch.Tensor) -> Recorder:
+    with Recorder() as recorder, recorder.inside(model):
+        _generate(model, latents, "tiled")
+    return recorder
 
 
-def _products(shapes: list[Shape], like: torch.Tensor) -> Callable[[], None]:
+def _floor(
+    model: Generator, recorder: Recorder, latents: torch.Tensor
+) -> tuple[Callable[[], None], float, float]:
+    """A function that computes the blocks' products and convolutions alone, how many GFLOP these are, and of
+    them the convolutions'.
+
+    Of a model without blocks, or with none in them, it is all products and convolutions.
+    """
+    blocks, matrices = _blocks(model), recorder.matrices()
+    shapes = [m for path, m in matrices if f"{path}.".startswith(blocks) and m[0] > len(latents)]
+    convolutions = [call for call in recorder.convolutions() if f"{call[1]}.".startswith(blocks)]
+    if not shapes and not convolutions:
+        shapes, convolutions = [m for _, m in matrices], recorder.convolutions()
+    multiply, convolve = _products(shapes, latents), recorder.replay(convolutions)
+    with FlopCounterMode(display=False) as counter:
+        convolve()
+
+    def call() -> None:
+        multiply()
+        convolve()
+
+    convolved = counter.get_total_flops() / 1e9
+    return call, _gflop(shapes) + convolved, convolved
+
+
+def _of_linear_layers(model: Generator, recorder: Recorder) -> list[Matrices]:
+    linear = {path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    return [shape for path, shape in recorder.matrices() if path in linear]
+
+
+def _products(shapes: list[Matrices], like: torch.Tensor) -> Callable[[], None]:
     """A function that multiplies matrices of these shapes into outputs allocated beforehand."""
-    size = max(max(rows * inner, rows * columns, inner * columns) for rows, inner, columns in shapes)
+    sizes = [max(rows * inner, rows * columns, inner * columns) for rows, inner, columns in shapes]
+    size = max(sizes, default=0)
     left, right, out = (like.new_empty(size).normal_() for _ in range(3))
 
     @torch.no_grad()
@@ -195,7 +217,7 @@ def _products(shapes: list[Shape], like: torch.Tensor) -> Callable[[], None]:
     return call
 
 
-def _gflop(shapes: list[Shape]) -> float:
+def _gflop(shapes: list[Matrices]) -> float:
     return sum(2 * rows * inner * columns for rows, inner, columns in shapes) / 1e9
 
 

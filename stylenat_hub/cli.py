@@ -263,7 +263,7 @@ def benchmark(
 ) -> None:
     """Time a model's shape with random weights.
 
-    Generation is timed against the matrix products of its blocks and against gathered attention.
+    Generation is timed against its blocks' products and convolutions, and against gathered attention.
     """
     import torch
 

@@ -59,7 +59,7 @@ BELOW: dict[str, tuple[str, ...]] = {
 }
 # in this order, each on all before it, so that none import each other in a circle
 _ORDER = (
-    *("latents", "pipeline", "metrics", "pictures", "summary", "papers", "benchmark"),
+    *("latents", "pipeline", "metrics", "pictures", "summary", "papers", "products", "benchmark"),
     *("cards", "push_options", "staged", "targets", "uploads", "card_checks", "publish", "cli", ""),
 )
 for _name in _ORDER:

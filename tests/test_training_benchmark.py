@@ -25,7 +25,7 @@ def test_it_replays_every_product_of_linear_layers_and_convolutions():
         for key in recorder.calls
     }
     assert shapes["aten::addmm"][1:] == [(7, 3), (3, 5)]
-    again = benchmark._recorded(benchmark._replay(recorder))
+    again = benchmark._recorded(recorder.replay())
     assert again.calls == recorder.calls
 
 

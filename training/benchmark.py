@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,53 +19,15 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from stylenat_hub.benchmark import in_fresh_process, machine, resident_peak
 from stylenat_hub.files import whole_file
 from stylenat_hub.options import one_sentence
+from stylenat_hub.products import Recorder
 from training.randomness import stream
 from training.recipes import Recipe
 from training.setup import new_players
 from training.steps import Game, Shard, augmentations
-
-_PRODUCTS = {
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten.convolution.default,
-    torch.ops.aten.convolution_backward.default,
-}
-
-
-class _Recorder(TorchDispatchMode):
-    """Counts the products by operation and arguments."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[tuple[Any, str]] = Counter()
-        self.arguments: dict[tuple[Any, str], tuple[Any, ...]] = {}
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in _PRODUCTS:
-            plain = tuple(_Shape.of(arg) if isinstance(arg, torch.Tensor) else arg for arg in args)
-            key = (function, repr(plain))
-            self.calls[key] += 1
-            self.arguments[key] = plain
-        return function(*args, **(kwargs or {}))
-
-
-class _Shape(tuple):
-    """Shape, strides and type of a tensor, to make one like it."""
-
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> _Shape:
-        return cls((tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device))
-
-    def tensor(self) -> torch.Tensor:
-        shape, stride, dtype, device = self
-        # Through its storage, because an expanded tensor has several elements in one place.
-        length = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-        return torch.randn(length, device=device).to(dtype).as_strided(shape, stride)
 
 
 def benchmark(
@@ -89,7 +50,7 @@ def benchmark(
     if every > 1:
         parts["penalty"] = lambda: game.update_penalty([shard])
     game.players.generator.disable_gradient_checkpointing()
-    replays = {name: _replay(_recorded(call)) for name, call in parts.items()}
+    replays = {name: _recorded(call).replay() for name, call in parts.items()}
     if gradient_checkpointing:
         game.players.generator.enable_gradient_checkpointing()
     times: dict[str, list[float]] = {}
@@ -176,26 +137,10 @@ def _step(game: Game, shard: Shard) -> None:
     game.step([shard], 0, penalise=not game.recipe.lazy)
 
 
-def _recorded(call: Callable[[], None]) -> _Recorder:
-    with _Recorder() as recorder:
+def _recorded(call: Callable[[], None]) -> Recorder:
+    with Recorder() as recorder:
         call()
     return recorder
-
-
-def _replay(recorder: _Recorder) -> Callable[[], None]:
-    """A function that computes all recorded products, from tensors made beforehand, one set per kind."""
-    calls = [
-        (key[0], [arg.tensor() if isinstance(arg, _Shape) else arg for arg in plain], recorder.calls[key])
-        for key, plain in recorder.arguments.items()
-    ]
-
-    @torch.no_grad()
-    def call() -> None:
-        for function, args, count in calls:
-            for _ in range(count):
-                function(*args)
-
-    return call
 
 
 def _timed(call: Callable[[], None], device: str) -> float:
