@@ -3,12 +3,14 @@
 A table is a dict of `paper` (a family's name), `table` (its number, None where it is not known), `subject`,
 `kind` ("comparison" of models, or "ablation": each row a change), `complete`, `missing` (what it lacks, in
 words) and `rows`. A row has `model`, `data`, `px`, `source` (a key of `sources`), and of `MEASURES` those
-that the source states; one of a `checkpoint` has its record's. None of these figures was measured here.
+that the source states. One of a `checkpoint` has its record's; its model is the family, or the checkpoint
+where several of the family's for the same data and size have rows. None of these figures was measured here.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
@@ -16,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from stylenat_hub.errors import InputError
-from stylenat_hub.registry import CHECKPOINTS, FAMILIES
+from stylenat_hub.registry import CHECKPOINTS, FAMILIES, Checkpoint
+from stylenat_hub.summary import table as aligned
 
 MEASURES = {
     "fid": "FID",
@@ -62,16 +65,26 @@ def paper_tables(pattern: str = "*") -> list[dict[str, Any]]:
 
 
 def _tables() -> list[dict[str, Any]]:
-    return [{**table, "rows": [_filled(row) for row in table["rows"]]} for table in _read()["tables"]]
+    tables = _read()["tables"]
+    named = {row["checkpoint"] for table in tables for row in table["rows"] if "checkpoint" in row}
+    alike = Counter(_kind(CHECKPOINTS[name]) for name in named)
+    return [{**table, "rows": [_filled(row, alike) for row in table["rows"]]} for table in tables]
 
 
-def _filled(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a checkpoint with what the registry says of it: its figures are written there alone."""
+def _kind(record: Checkpoint) -> tuple[str, str, int]:
+    return record.family, record.dataset.id, record.resolution
+
+
+def _filled(row: dict[str, Any], alike: Counter[tuple[str, str, int]]) -> dict[str, Any]:
+    """A row of a checkpoint with what the registry says of it: its figures are written there alone.
+
+    alike: how many checkpoints have rows, of each family on each data set and size.
+    """
     if "checkpoint" not in row:
         return row
     record = CHECKPOINTS[row["checkpoint"]]
     return {
-        "model": FAMILIES[record.family].title,
+        "model": FAMILIES[record.family].title if alike[_kind(record)] == 1 else record.name,
         "data": record.dataset.id,
         "px": record.resolution,
         **{metric.id: metric.value for metric in record.metrics},
@@ -108,8 +121,6 @@ def shown(value: float | None) -> str:
 
 def render(tables: list[dict[str, Any]]) -> str:
     """Tables as text: title, rows, where they were read, what is missing."""
-    from stylenat_hub.summary import table as aligned
-
     parts = []
     for entry in tables:
         number = f", table {entry['table']}" if entry["table"] else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -51,7 +52,8 @@ def test_every_published_checkpoint_has_its_row():
     assert published == {row["checkpoint"] for _, row in ROWS if "checkpoint" in row}
     for record in map(CHECKPOINTS.get, published):
         figures = papers.compared(record.dataset.id, record.resolution)
-        mine = [row for row in figures if row["model"] == FAMILIES[record.family].title]
+        called = {record.name, FAMILIES[record.family].title}
+        mine = [row for row in figures if row["model"] in called]
         assert [row["fid"] for row in mine] == [metric.value for metric in record.metrics], record.name
 
 
@@ -60,13 +62,42 @@ def test_recipes_that_rows_name_are_there():
     assert named and named <= set(RECIPES)
 
 
-def test_models_are_put_together_best_first():
+def made_up(monkeypatch, *rows):
+    """One comparison of ffhq-256 with these rows in the place of the papers' tables."""
+    same = {"data": "ffhq", "px": 256, "source": "there"}
+    rows = [{**({} if "checkpoint" in row else same), "source": "there", **row} for row in rows]
+    tables = [{"kind": "comparison", "rows": rows}, {"kind": "ablation", "rows": [{**same, "model": "no"}]}]
+    monkeypatch.setattr(papers, "_read", lambda: {"tables": tables})
+
+
+def test_models_are_put_together_best_first(monkeypatch):
+    made_up(
+        monkeypatch,
+        {"model": "none", "images_per_s": 9.0},
+        {"model": "worse", "fid": 3.5, "source": "here"},
+        {"model": "small", "fid": 1.0, "px": 32},
+        {"model": "best", "fid": 1.5},
+        {"model": "worse", "images_per_s": 2.0},
+    )
     rows = papers.compared("ffhq", 256)
-    fids = [row["fid"] for row in rows if "fid" in row]
-    assert fids == sorted(fids) and rows[0]["model"] == "StyleNAT"
-    swin = next(row for row in rows if row["model"] == "StyleSwin")
-    assert (swin["fid"], swin["images_per_s"], len(swin["sources"])) == (2.81, 30.2, 2)
-    assert "fid" not in rows[-1] and rows[-1]["model"] == "StyleGAN2"
+    assert [row["model"] for row in rows] == ["best", "worse", "none"]
+    assert rows[1] == {"model": "worse", "fid": 3.5, "images_per_s": 2.0, "sources": ["here", "there"]}
+
+
+def test_two_checkpoints_of_a_family_are_two_models(monkeypatch):
+    """Of the same data and size, under their own names; the family's title would make them one."""
+    record = CHECKPOINTS["stylenat-ffhq-256"]
+    other = dataclasses.replace(
+        record, name="stylenat-ffhq-256-na", metrics=(dataclasses.replace(record.metrics[0], value=2.74),)
+    )
+    monkeypatch.setitem(CHECKPOINTS, other.name, other)
+    alone = {"checkpoint": record.name}
+    made_up(monkeypatch, alone, alone, {"checkpoint": "stylenat-church-256"}, {"model": "StyleNAT", "fid": 9})
+    assert [row["model"] for row in papers.compared("ffhq", 256)] == ["StyleNAT"]
+    made_up(monkeypatch, alone, {"checkpoint": other.name}, {"checkpoint": "stylenat-church-256"})
+    rows = papers.compared("ffhq", 256)
+    assert [(row["model"], row["fid"]) for row in rows] == [(record.name, 2.046), (other.name, 2.74)]
+    assert [row["model"] for row in papers.compared("lsun-church", 256)] == ["StyleNAT"]
 
 
 def test_the_command_shows_figures_sources_and_what_is_missing():
