@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from stylenat_hub import HiTDecoder, HiTDecoderConfig, HiTGenerator, VQHiT, VQHi
 from stylenat_hub.errors import ConfigError, InputError, WeightsError
 from stylenat_hub.models.hit.config import HiTConfig
 from training import checkpoints, reconstruct, toy_churches
+from training.export import export
 from training.recipes import Recipe
 from training.steps import Shard
 
@@ -284,3 +287,64 @@ def test_weights_that_do_not_fit_the_checkpoints_config_are_named(churches, tmp_
     tensors["average"].popitem()
     with pytest.raises(WeightsError, match=r"average\.safetensors does not fit its config: '.*' is missing"):
         reconstruct._stored(dataclasses.replace(found, tensors=tensors), {})
+
+
+@pytest.fixture(scope="module")
+def saved(churches, tmp_path_factory):
+    """A run of 16 images with a weight that is nobody's default."""
+    output = tmp_path_factory.mktemp("saved") / "run"
+    _run(churches, output, "--images", 16, "--adversarial", 0.3)
+    return output
+
+
+def test_unused_codes_start_again_in_the_first_half_of_a_run(churches, tmp_path, monkeypatch):
+    seeded, seed = [], VQHiT.seed_codebook
+    monkeypatch.setattr(reconstruct, "RESTART_EVERY", 16)
+    monkeypatch.setattr(
+        VQHiT,
+        "seed_codebook",
+        lambda self, x, unused=False: seeded.append(unused) or seed(self, x, unused=unused),
+    )
+    _run(churches, tmp_path / "run", "--images", 64)
+    assert seeded == [False, False, True, True]  # model and average at 0; then at 16 and 32 of 64 images
+
+
+def test_the_loss_weighs_the_discriminator_as_asked(saved):
+    rows = [json.loads(line) for line in (saved / "metrics.jsonl").read_text().splitlines()]
+    (row,) = [row for row in rows if "adversarial" in row]
+    wanted = row["l1"] + row["codebook"] + 0.3 * row["adversarial"]
+    assert row["g_loss"] == pytest.approx(wanted, abs=1e-5) and abs(row["adversarial"]) > 1e-2
+
+
+def test_a_generators_checkpoint_is_not_gone_on_from(saved):
+    found = checkpoints.newest_checkpoint(saved)
+    state = {name: value for name, value in found.state.items() if name != "autoencoder"}
+    with pytest.raises(InputError, match=r"is of a generator.*training\.train"):
+        reconstruct._stored(dataclasses.replace(found, state=state), {})
+
+
+def test_the_other_commands_name_the_one_for_its_checkpoints(saved, tmp_path):
+    for load in (lambda: checkpoints.find_checkpoint(saved), lambda: export(saved, tmp_path / "model")):
+        with pytest.raises(ConfigError, match=r"is of VQ-HiT.*training\.reconstruct --resume"):
+            load()
+
+
+def test_several_processes_are_refused(churches, tmp_path, monkeypatch):
+    two = SimpleNamespace(num_processes=2)
+    monkeypatch.setattr(reconstruct.train, "make_accelerator", lambda *_: two)
+    with pytest.raises(InputError, match="trains on one process"):
+        reconstruct.reconstruct(str(churches), tmp_path / "run")
+
+
+def test_a_resumed_run_keeps_its_networks_and_weight(churches, saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    before = checkpoints.newest_checkpoint(tmp_path / "run").path
+    for asked, says in (
+        ({"preset": "b-256"}, "other networks than the preset 'b-256'; leave out --preset"),
+        ({"adversarial": 0.2}, "adversarial = 0.3, not 0.2; leave out --adversarial"),
+        ({"adversarial": 0.0}, "adversarial = 0.3, not 0.0"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            reconstruct.reconstruct(str(churches), tmp_path / "run", resume=True, **asked)
+        assert checkpoints.newest_checkpoint(tmp_path / "run").path == before
+    _run(churches, tmp_path / "run", "--images", 32, "--resume", "--preset", "tiny", "--adversarial", 0.3)

@@ -21,7 +21,7 @@ import typer
 from PIL import Image
 
 from stylenat_hub import signals
-from stylenat_hub.errors import InputError
+from stylenat_hub.errors import ConfigError, InputError
 from stylenat_hub.files import check_writable, user_path
 from stylenat_hub.models.hit.autoencoder import Reconstruction, VQHiT
 from stylenat_hub.models.hit.config import HiTDiscriminatorConfig, VQHiTConfig
@@ -178,18 +178,19 @@ def reconstruct(
     data: str,
     output: str | Path,
     *,
-    preset: str = "tiny",
+    preset: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     resume: bool = False,
-    adversarial: float = 0.0,
+    adversarial: float | None = None,
     eval_data: str | None = None,
     options: train.Options | None = None,
 ) -> tuple[str, Path]:
     """Run the training. Returns why it ended, and its last checkpoint.
 
-    data, output: as in `train.train`. preset: of `VQHiTConfig`. overrides: fields of the recipe. resume: go
-    on from the newest checkpoint, whose networks, recipe and losses count. adversarial: weight of HiT's
-    discriminator. eval_data: the pictures that are measured and shown; by default the first ones of data.
+    data, output: as in `train.train`. preset: of `VQHiTConfig`, by default tiny. overrides: fields of the
+    recipe. resume: go on from the newest checkpoint, whose networks, recipe and losses count: another preset
+    or another `adversarial` is refused. adversarial: weight of HiT's discriminator, by default 0, which is
+    none. eval_data: the pictures that are measured and shown; by default the first ones of data.
 
     Raises `StyleNATHubError`s, each one sentence.
     """
@@ -205,12 +206,14 @@ def reconstruct(
     with contextlib.ExitStack() as stack:
         stack.enter_context(checkpoints.locked(output))
         if checkpoint is not None:
-            recipe, config, adversarial = _stored(checkpoint, overrides or {})
+            recipe, config, weight = _stored(checkpoint, overrides or {})
+            _check_same(checkpoint, preset, config, adversarial, weight)
         else:
+            preset, weight = preset or "tiny", adversarial or 0.0
             config = VQHiTConfig.preset(preset)
             recipe = Recipe.preset("hit-tiny", **{**RECIPE, "shape": preset, **(overrides or {})})
         sources = (data, eval_data or data)
-        trainer, pictures = _trainer(recipe, config, adversarial, sources, output, options, accelerator)
+        trainer, pictures = _trainer(recipe, config, weight, sources, output, options, accelerator)
         if checkpoint is not None:
             train.check_same_data(checkpoint, trainer.facts["data"])
             trainer.restore(checkpoint)
@@ -231,6 +234,27 @@ def _stored(
     check_autoencoder(checkpoints.said_by(checkpoint.path), facts, checkpoint.tensors, _networks)
     recipe = train.resumed_recipe(checkpoint, None, overrides)
     return recipe, VQHiTConfig.from_dict(facts["autoencoder"]), float(facts["adversarial"])
+
+
+def _check_same(
+    checkpoint: checkpoints.Checkpoint,
+    preset: str | None,
+    config: VQHiTConfig,
+    adversarial: float | None,
+    weight: float,
+) -> None:
+    """Raise `ConfigError` if the user asks for other networks (`preset`) or another weight (`adversarial`)
+    than the checkpoint has (`config`, `weight`)."""
+    if preset is not None and VQHiTConfig.preset(preset) != config:
+        raise ConfigError(
+            f"the run in {str(checkpoint.path)!r} has other networks than the preset {preset!r}; leave out "
+            "--preset to go on with it"
+        )
+    if adversarial not in (None, weight):
+        raise ConfigError(
+            f"the run in {str(checkpoint.path)!r} has adversarial = {weight}, not {adversarial}; leave out "
+            "--adversarial to go on with it"
+        )
 
 
 def _trainer(
@@ -278,7 +302,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def main(
     data: Annotated[str, typer.Option(metavar="PATH", help="Pictures, as of training.train.")],
     output: Annotated[Path, typer.Option(parser=parse_path, metavar="DIR", help="The run's folder.")],
-    preset: Annotated[str, typer.Option(help=f"One of: {', '.join(VQHiTConfig.presets)}.")] = "tiny",
+    preset: Annotated[
+        str | None, typer.Option(help=f"One of: {', '.join(VQHiTConfig.presets)}. [default: tiny]")
+    ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Length of the training, in images.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures per step.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights, data order and flips.")] = None,
@@ -286,8 +312,8 @@ def main(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any field of the recipe; repeat.")
     ] = None,
     adversarial: Annotated[
-        float, typer.Option(min=0.0, help="Weight of HiT's discriminator; 0: none.")
-    ] = 0.0,
+        float | None, typer.Option(min=0.0, help="Weight of HiT's discriminator; 0: none. [default: 0]")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     eval_data: Annotated[
         str | None, typer.Option(metavar="PATH", help="Pictures that are measured and shown.")

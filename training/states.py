@@ -89,6 +89,11 @@ def check_state(where: str, state: Mapping[str, Any], tensors: Mapping[str, Tens
 
     where: what to call it. Raises `WeightsError`, `ConfigError`: one sentence.
     """
+    if "autoencoder" in state and "family" not in state:
+        raise ConfigError(
+            f"{where} is of VQ-HiT, not of a generator; go on with it by training.reconstruct --resume, or "
+            "take its model from autoencoder/ in the run's folder"
+        )
     _check_fields(where, state, {**_OF_GENERATORS, **_OF_ALL})
     if (family := FAMILIES.get(state["family"])) is None:
         raise ConfigError(
