@@ -54,13 +54,17 @@ def card_data(
     **fields: Any,
 ) -> ModelCardData:
     """The front matter that all cards share. families: those that have the model; a discriminator may be of
-    several. fields: more of `ModelCardData`'s."""
+    several. fields: more of `ModelCardData`'s.
+
+    The first of a family's tags says what kind of network it is, and comes before the family's name.
+    """
+    own = (tag for f in families for tag in (*f.tags[:1], f.name, *f.tags[1:]))
     results = {"model_name": name, "eval_results": list(evaluation)} if evaluation else {}
     return ModelCardData(
         library_name=LIBRARY,
         pipeline_tag=TASK,
         license=license,
-        tags=list(dict.fromkeys(["gan", "transformer", *(t for f in families for t in (f.name, *f.tags))])),
+        tags=list(dict.fromkeys(["gan", *own])),
         **results,
         **fields,
     )

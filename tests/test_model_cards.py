@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from model_cards import build as cards
-from stylenat_hub.registry import CHECKPOINTS
+from stylenat_hub.cards import card_data
+from stylenat_hub.registry import CHECKPOINTS, FAMILIES
 
 SECTIONS = (
     *("Use it", "Where the weights come from", "Training", "Figures", "Speed and memory"),
@@ -110,3 +111,15 @@ def test_a_missing_text_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(cards, "HERE", tmp_path)
     with pytest.raises(cards.InputError, match=r"words/data-ffhq\.md"):
         cards.words(CHECKPOINTS["stylenat-ffhq-256"].dataset)
+
+
+def test_what_kind_of_network_it_is_follows_from_the_familys_tags():
+    """Not every GAN is a transformer; a tag that families share stands once, before the first one's name."""
+
+    def tags(**families):
+        own = [dataclasses.replace(FAMILIES["stylenat"], name=n, tags=t) for n, t in families.items()]
+        return card_data(own, license=None, name="m").tags
+
+    assert tags(a=("convolutional",)) == ["gan", "convolutional", "a"]
+    assert tags(a=("transformer", "x"), b=("transformer", "y")) == ["gan", "transformer", "a", "x", "b", "y"]
+    assert tags(a=()) == ["gan", "a"]
