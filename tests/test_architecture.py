@@ -319,10 +319,18 @@ def test_import_stays_light(tmp_path):
     assert json.loads(done.stdout.splitlines()[-1]) == [[], [], True]
 
 
+def typed_names(source: str) -> dict[str, str]:
+    """What a file imports under `if TYPE_CHECKING`: name -> module."""
+    tests = [node for node in ast.parse(source).body if isinstance(node, ast.If)]
+    (block,) = [node for node in tests if ast.unparse(node.test) == "TYPE_CHECKING"]
+    return {alias.name: found.module for found in block.body for alias in found.names}
+
+
 def test_public_names_agree():
     import stylenat_hub
 
     assert set(stylenat_hub.__all__) == set(stylenat_hub._PUBLIC)
+    assert typed_names(Path(stylenat_hub.__file__).read_text(encoding="utf-8")) == stylenat_hub._PUBLIC
     assert set(stylenat_hub.__all__) <= set(dir(stylenat_hub))
     with pytest.raises(AttributeError, match="no attribute 'Nope'"):
         _ = stylenat_hub.Nope
