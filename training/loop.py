@@ -1,7 +1,8 @@
 """The training loop: batches in, checkpoints, logs and pictures out, until done or asked to stop.
 
-Everything random follows from the recipe's seed and the number of images seen (`randomness.py`), so a run
-that was stopped and resumed is, on the same machine, the uninterrupted run to the bit.
+Everything random follows from the recipe's seed and the number of images seen (`randomness.py`), or from
+states that checkpoints keep, so a run that was stopped and resumed is, on the same machine, the uninterrupted
+run to the bit.
 """
 
 from __future__ import annotations
@@ -311,7 +312,7 @@ class Trainer:
                 raise TrainingError(self._diverged(f"weights of the {name} are not finite"))
 
     def _random_states(self) -> checkpoints.Tensors:
-        """The states of torch's global generators of every process. Nothing here draws from them."""
+        """The states of torch's global generators of every process: training mode's noise comes from them."""
         device = self.accelerator.device
         states = {"cpu": torch.get_rng_state()}
         if device.type == "cuda":

@@ -1,7 +1,9 @@
 """Random numbers as a function of (seed, purpose, images seen), and who computes which rows of a batch.
 
 No generator runs from step to step, so nothing of it can be lost when a run is stopped, and every process can
-draw what belongs to the whole batch and take its rows: one process and many see the same numbers.
+draw what belongs to the whole batch and take its rows: one process and many see the same numbers. The
+exception is a family that draws noise in training mode (none does yet): from torch's global generators, whose
+states are in each checkpoint, so resuming is exact, but other processes or passes per step draw other noise.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ def _trainer(
     _agree(players)
     if options.gradient_checkpointing:
         players.generator.enable_gradient_checkpointing()
-    # For what draws outside of `randomness`, which is nothing of ours.
+    # For what draws outside of `randomness`: noise in training mode, of a family that has such.
     set_seed((recipe.seed + accelerator.process_index) % 2**32)
     return Trainer(
         recipe,
