@@ -97,11 +97,20 @@ def card(record: Checkpoint, picture: str | None = None) -> ModelCard:
 
 def _compared(record: Checkpoint) -> list[dict[str, Any]]:
     """What papers state of the models of this data set and size, with links to where."""
-    known = papers.sources()
-    return [
-        {**row, "links": ", ".join(f"[{known[key]['title']}]({known[key]['url']})" for key in row["sources"])}
-        for row in papers.compared(record.dataset.id, record.resolution)
-    ]
+    rows = papers.compared(record.dataset.id, record.resolution)
+    return [{**row, "links": _links(row["read_in"]), "notes": "; ".join(row["notes"])} for row in rows]
+
+
+def _links(read_in: dict[str, str]) -> str:
+    """Each source once, with the figures that were read there."""
+    parts = []
+    for key in dict.fromkeys(read_in[measure] for measure in papers.MEASURES if measure in read_in):
+        names = ", ".join(
+            papers.MEASURES[measure] for measure in papers.MEASURES if read_in.get(measure) == key
+        )
+        source = papers.sources()[key]
+        parts.append(f"{names}: [{source['title']}]({source['url']})")
+    return "; ".join(parts)
 
 
 def words(dataset: Dataset) -> dict[str, str]:

@@ -45,20 +45,21 @@ def sources() -> dict[str, dict[str, str]]:
 
 
 def paper_tables(pattern: str = "*") -> list[dict[str, Any]]:
-    """The tables, each with the rows whose model, zoo name, or data set and size match a shell pattern.
+    """The tables whose paper or subject matches a shell pattern, whole; of the others the rows whose model,
+    zoo name, data set (`ffhq`) or data set and size (`ffhq-256`) matches, where there are any.
 
-    Upper and lower case are the same; `ffhq-256` is a data set and size. A table without such a row is left
-    out, unless all are asked for. Raises `InputError` if none is left.
+    Upper and lower case are the same. Raises `InputError` if nothing matches.
     """
     wanted = pattern.lower()
     tables = []
     for table in _tables():
-        rows = [row for row in table["rows"] if any(fnmatchcase(name, wanted) for name in _names(row))]
-        if rows or pattern == "*":
+        whole = any(fnmatchcase(name.lower(), wanted) for name in (table["paper"], table["subject"]))
+        rows = [r for r in table["rows"] if whole or any(fnmatchcase(name, wanted) for name in _names(r))]
+        if rows or whole:
             tables.append({**table, "rows": rows})
     if not tables:
         raise InputError(
-            f"no model and no data set of the papers' tables matches {pattern!r}; "
+            f"no paper, model or data set of the papers' tables matches {pattern!r}; "
             "`stylenat list --papers` shows all"
         )
     return tables
@@ -88,13 +89,13 @@ def _filled(row: dict[str, Any], alike: Counter[tuple[str, str, int]]) -> dict[s
         "data": record.dataset.id,
         "px": record.resolution,
         **{metric.id: metric.value for metric in record.metrics},
-        "parameters_m": round(record.parameters / 1e6, 2),
         **row,
     }
 
 
 def _names(row: dict[str, Any]) -> Iterator[str]:
     yield row["model"].lower()
+    yield row["data"]
     yield f"{row['data']}-{row['px']}"
     yield row.get("checkpoint", "")
 
@@ -102,15 +103,18 @@ def _names(row: dict[str, Any]) -> Iterator[str]:
 def compared(data: str, px: int) -> list[dict[str, Any]]:
     """All models that the comparisons state for a data set and size, what they say of each put together.
 
-    Best FID first; those without one last. `sources` are the keys of all that was put together.
+    Best FID first; those without one last. `read_in` says of each figure the key of its source, `notes` what
+    else there is to know.
     """
     models: dict[str, dict[str, Any]] = {}
     for table in _tables():
         for row in table["rows"] if table["kind"] == "comparison" else ():
             if (row["data"], row["px"]) == (data, px):
-                known = models.setdefault(row["model"], {"model": row["model"], "sources": []})
-                known.update({measure: row[measure] for measure in MEASURES if measure in row})
-                known["sources"] += [row["source"]] * (row["source"] not in known["sources"])
+                empty = {"model": row["model"], "read_in": {}, "notes": []}
+                known = models.setdefault(row["model"], empty)
+                for measure in row.keys() & MEASURES.keys() - known.keys():
+                    known[measure], known["read_in"][measure] = row[measure], row["source"]
+                known["notes"] += [row["note"]] if "note" in row else []
     return sorted(models.values(), key=lambda row: row.get("fid", float("inf")))
 
 

@@ -8,6 +8,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from model_cards.build import HERE
 from stylenat_hub import papers
 from stylenat_hub.cli import app
 from stylenat_hub.registry import CHECKPOINTS, FAMILIES
@@ -81,7 +82,8 @@ def test_models_are_put_together_best_first(monkeypatch):
     )
     rows = papers.compared("ffhq", 256)
     assert [row["model"] for row in rows] == ["best", "worse", "none"]
-    assert rows[1] == {"model": "worse", "fid": 3.5, "images_per_s": 2.0, "sources": ["here", "there"]}
+    assert (rows[1]["fid"], rows[1]["images_per_s"]) == (3.5, 2.0)
+    assert rows[1]["read_in"] == {"fid": "here", "images_per_s": "there"}
 
 
 def test_two_checkpoints_of_a_family_are_two_models(monkeypatch):
@@ -112,6 +114,7 @@ def test_the_command_shows_figures_sources_and_what_is_missing():
         ("hit-*", {"HiT-S", "HiT-B", "HiT-L"}),
         ("styleswin-ffhq-256", {"StyleSwin"}),  # a name of the zoo
         ("lsun-church-*", None),
+        ("LSUN-church", None),
     ],
 )
 def test_a_pattern_picks_models_or_data(pattern, models):
@@ -122,6 +125,24 @@ def test_a_pattern_picks_models_or_data(pattern, models):
         assert {row["model"] for row in rows} == models
     else:
         assert {row["data"] for row in rows} == {"lsun-church"}
+
+
+def test_a_papers_name_shows_its_tables_whole_and_the_missing_ones():
+    tables = json.loads(listed("hit", "--json"))["tables"]
+    assert [t for t in papers.paper_tables() if t["paper"] == "hit"] == [
+        t for t in tables if t["paper"] == "hit"
+    ]
+    assert any(not table["rows"] for table in tables)
+    assert "VQ-HiT" in listed("*vq*")
+
+
+def test_figures_that_do_not_compare_say_so():
+    """The authors of HiT measured with other Inception weights than everybody else here."""
+    rows = [
+        row for table, row in ROWS if table["paper"] == "hit" and "fid" in row and row["source"] != "maxvit"
+    ]
+    assert rows and all("Keras" in row["note"] for row in rows)
+    assert "Keras" in listed("hit*") and "Keras" in (HERE / "styleswin-ffhq-256" / "README.md").read_text()
 
 
 def test_a_pattern_without_a_match_is_told():

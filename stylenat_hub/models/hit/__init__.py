@@ -29,7 +29,10 @@ CITATION = """\
 FAMILY = Family(
     name="hit",
     title="HiT",
-    tags=("multi-axis-attention",),
+    tags=(
+        "transformer",
+        "multi-axis-attention",
+    ),
     paper="2106.07631",
     citation=CITATION,
     truncation=1.0,  # its latents are not mapped; the paper shows none that are truncated

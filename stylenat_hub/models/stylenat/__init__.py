@@ -44,7 +44,10 @@ def _fid(value: float, digits: int, place: str) -> tuple[Metric, ...]:
 FAMILY = Family(
     name="stylenat",
     title="StyleNAT",
-    tags=("neighborhood-attention",),
+    tags=(
+        "transformer",
+        "neighborhood-attention",
+    ),
     paper=_PAPER,
     citation=CITATION,
     truncation=0.7,

@@ -67,7 +67,10 @@ def _published(preset: str, file: str, dataset: Dataset, fid: float, what: str) 
 FAMILY = Family(
     name="styleswin",
     title="StyleSwin",
-    tags=("window-attention",),
+    tags=(
+        "transformer",
+        "window-attention",
+    ),
     paper=_PAPER,
     citation=CITATION,
     truncation=0.7,
