@@ -241,7 +241,7 @@ def churches(tmp_path_factory):
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(churches, tmp_path, adversarial):
     whole = _run(churches, tmp_path / "whole", "--images", 32, "--adversarial", adversarial)
     _run(churches, tmp_path / "parts", "--images", 16, "--adversarial", adversarial)
-    again = _run(churches, tmp_path / "parts", "--images", 32, "--resume")
+    again = _run(churches, tmp_path / "parts", "--images", 32, "--resume", "latest")
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
     rows = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     assert {"eval_l1", "eval_psnr", "eval_codes"} <= {
@@ -275,7 +275,7 @@ def test_a_checkpoint_that_lies_is_not_gone_on_from(churches, tmp_path, changes,
     state.update(changes)
     state["sha256"] = checkpoints._state_hash(state)
     (folder / "state.json").write_text(json.dumps(state))
-    arguments = ["--data", churches, "--output", tmp_path / "run", "--images", 32, "--resume"]
+    arguments = ["--data", churches, "--output", tmp_path / "run", "--images", 32, "--resume", "latest"]
     done = CliRunner().invoke(reconstruct.app, [str(a) for a in arguments])
     assert done.exit_code == 1 and says in done.output and "Traceback" not in done.output
 
@@ -345,6 +345,35 @@ def test_a_resumed_run_keeps_its_networks_and_weight(churches, saved, tmp_path):
         ({"adversarial": 0.0}, "adversarial = 0.3, not 0.0"),
     ):
         with pytest.raises(ConfigError, match=says):
-            reconstruct.reconstruct(str(churches), tmp_path / "run", resume=True, **asked)
+            reconstruct.reconstruct(str(churches), tmp_path / "run", resume="latest", **asked)
         assert checkpoints.newest_checkpoint(tmp_path / "run").path == before
-    _run(churches, tmp_path / "run", "--images", 32, "--resume", "--preset", "tiny", "--adversarial", 0.3)
+    _run(
+        churches,
+        tmp_path / "run",
+        "--images",
+        32,
+        "--resume",
+        "latest",
+        "--preset",
+        "tiny",
+        "--adversarial",
+        0.3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--set", "freeze_d=2"], "freeze_d changes nothing in this training (set --preset); leave it out"),
+        (["--set", "shape=b-256"], "shape changes nothing"),
+        (["--set", "augment=ada"], "augment changes nothing in this training (without --adversarial"),
+        (["--adversarial", "inf"], "adversarial is inf; allowed: a finite number from 0"),
+        (["--resume", "best"], "resume is 'best'; allowed: latest or auto"),
+        (["--resume", "latest"], "there is no checkpoint to go on from"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(churches, tmp_path, arguments, says):
+    line = ["--data", churches, "--output", tmp_path / "run", "--images", 16, *arguments]
+    done = CliRunner().invoke(reconstruct.app, [str(a) for a in line])
+    assert done.exit_code == 1 and says in done.output
+    assert not list((tmp_path / "run").glob("*.jsonl"))

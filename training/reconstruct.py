@@ -23,6 +23,7 @@ from PIL import Image
 from stylenat_hub import signals
 from stylenat_hub.errors import ConfigError, InputError
 from stylenat_hub.files import check_writable, user_path
+from stylenat_hub.models.config import is_number
 from stylenat_hub.models.hit.autoencoder import Reconstruction, VQHiT
 from stylenat_hub.models.hit.config import HiTDiscriminatorConfig, VQHiTConfig
 from stylenat_hub.models.hit.discriminator import HiTDiscriminator
@@ -41,6 +42,12 @@ from training.steps import Game, Players, Scalars, Shard
 RECIPE = {"bcr_real": 0.0, "bcr_fake": 0.0, "g_lr": 1e-3}
 RESTART_EVERY = 1_000  # images; in the first half of a run, so that the codes then have time to settle
 COLUMNS = 8  # of the grid
+# Fields of a recipe that change nothing here: of the networks, and without a discriminator its own.
+_UNUSED = ("family", "shape", "generator", "discriminator", "freeze_d", "together")
+_OF_THE_DISCRIMINATOR = (
+    *("d_lr", "loss", "r1", "r2", "penalty_every", "bcr_real", "bcr_fake", "bcr_policy"),
+    *("augment", "ada_target", "ada_speed", "clip_d"),
+)
 _BATCH = 32
 
 
@@ -180,7 +187,7 @@ def reconstruct(
     *,
     preset: str | None = None,
     overrides: Mapping[str, Any] | None = None,
-    resume: bool = False,
+    resume: str | None = None,
     adversarial: float | None = None,
     eval_data: str | None = None,
     options: train.Options | None = None,
@@ -188,17 +195,22 @@ def reconstruct(
     """Run the training. Returns why it ended, and its last checkpoint.
 
     data, output: as in `train.train`. preset: of `VQHiTConfig`, by default tiny. overrides: fields of the
-    recipe. resume: go on from the newest checkpoint, whose networks, recipe and losses count: another preset
-    or another `adversarial` is refused. adversarial: weight of HiT's discriminator, by default 0, which is
-    none. eval_data: the pictures that are measured and shown; by default the first ones of data.
+    recipe, of those that count here. resume: "latest", the newest checkpoint of the folder, or "auto", that
+    or none; its networks, recipe and losses count: another preset or another `adversarial` is refused.
+    adversarial: weight of HiT's discriminator, by default 0, which is none. eval_data: the pictures that are
+    measured and shown; by default the first ones of data.
 
     Raises `StyleNATHubError`s, each one sentence.
     """
     options, output = options or train.Options(), user_path(output)
     check_writable(output)
+    if resume not in (None, "latest", "auto"):
+        raise InputError(f"resume is {resume!r}; allowed: latest or auto")
     checkpoint = checkpoints.newest_checkpoint(output) if resume else None
-    if resume and checkpoint is None:
+    if resume == "latest" and checkpoint is None:
         raise InputError(f"there is no checkpoint to go on from in {str(output)!r}; leave out --resume")
+    if adversarial is not None and not is_number(adversarial, -1e-300, 1e9):
+        raise InputError(f"adversarial is {adversarial}; allowed: a finite number from 0")
     checkpoints.check_output(output, checkpoint.path if checkpoint else None)
     accelerator = train.make_accelerator(output, options)
     if accelerator.num_processes > 1:
@@ -211,16 +223,27 @@ def reconstruct(
         else:
             preset, weight = preset or "tiny", adversarial or 0.0
             config = VQHiTConfig.preset(preset)
-            recipe = Recipe.preset("hit-tiny", **{**RECIPE, "shape": preset, **(overrides or {})})
+            recipe = _recipe(preset, weight, overrides or {})
         sources = (data, eval_data or data)
         trainer, pictures = _trainer(recipe, config, weight, sources, output, options, accelerator)
         if checkpoint is not None:
-            train.check_same_data(checkpoint, trainer.facts["data"])
+            if not options.accept_changed_data:
+                train.check_same_data(checkpoint, trainer.facts["data"])
             trainer.restore(checkpoint)
         train.clean_up(output, trainer.images)
         why, saved = train.run(trainer, pictures, options)
         trainer.players.average.save_pretrained(output / VQHiT.component)
         return why, saved
+
+
+def _recipe(preset: str, weight: float, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe of a new run. Raises `ConfigError` for a field that would change nothing."""
+    unused = (*_UNUSED, *(() if weight > 0 else _OF_THE_DISCRIMINATOR))
+    for name in overrides:
+        if name in unused:
+            why = "without --adversarial there is no discriminator" if name not in _UNUSED else "set --preset"
+            raise ConfigError(f"{name} changes nothing in this training ({why}); leave it out")
+    return Recipe.preset("hit-tiny", **{**RECIPE, "shape": preset, **overrides})
 
 
 def _stored(
@@ -314,7 +337,9 @@ def main(
     adversarial: Annotated[
         float | None, typer.Option(min=0.0, help="Weight of HiT's discriminator; 0: none. [default: 0]")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    resume: Annotated[
+        str | None, typer.Option(metavar="latest|auto", help="Go on; auto starts anew without a checkpoint.")
+    ] = None,
     eval_data: Annotated[
         str | None, typer.Option(metavar="PATH", help="Pictures that are measured and shown.")
     ] = None,
@@ -323,6 +348,11 @@ def main(
     ] = 10_000,
     samples: Annotated[int, typer.Option(min=1, max=256, help="Pictures in a grid.")] = 16,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0,
+    mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
+    allow_upscaling: Annotated[bool, typer.Option("--allow-upscaling", help="Enlarge small ones.")] = False,
+    accept_changed_data: Annotated[
+        bool, typer.Option("--accept-changed-data", help="Go on although the data is not the same.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Train VQ-HiT: pictures to a grid of codes, and back through HiT's stages."""
@@ -330,7 +360,14 @@ def main(
         given = {"images": images, "batch": batch, "seed": seed}
         overrides = {name: value for name, value in given.items() if value is not None}
         schedule = Schedule(checkpoint_every=every, sample_every=every, metric_every=every, samples=samples)
-        options = train.Options(schedule=schedule, workers=workers, tracker="none")
+        options = train.Options(
+            schedule=schedule,
+            mixed_precision=mixed_precision,
+            workers=workers,
+            allow_upscaling=allow_upscaling,
+            accept_changed_data=accept_changed_data,
+            tracker="none",
+        )
         reconstruct(
             data,
             output,
