@@ -137,6 +137,22 @@ def test_it_is_found_in_its_folder_of_a_pipeline(tmp_path, tiny):
         (lambda d: d.pop("final_linear.2.bias"), "'logit.bias' .* is missing"),
         (lambda d: d.clear(), "not the wavelet discriminator"),
         (
+            lambda d: d.update({f"from_rgbs.{i}.conv.0.weight_orig": torch.ones(1) for i in range(15_010)}),
+            "not the wavelet discriminator",
+        ),
+        (
+            lambda d: d.update({f"from_rgbs.{'1' * 5000}.conv.0.weight_orig": torch.ones(1)}),
+            "not the wavelet discriminator",
+        ),
+        (
+            lambda d: d.update({"from_rgbs.0.conv.0.weight_orig": torch.ones(())}),
+            "not the wavelet discriminator",
+        ),
+        (
+            lambda d: d.update({"final_conv.1.bias": torch.full((32,), 1e300, dtype=torch.float64)}),
+            "'final_conv.1.bias' holds values beyond float32's range",
+        ),
+        (
             lambda d: d.update({"from_rgbs.0.conv.0.weight": d.pop("from_rgbs.0.conv.0.weight_orig")}),
             "without spectral norm",
         ),

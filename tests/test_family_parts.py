@@ -85,12 +85,18 @@ def test_errors_call_a_tensor_what_the_original_calls_it():
         (lambda: taken("a", torch.ones(1).int(), "variable"), "the variable 'a' has the type torch.int32"),
         (lambda: taken("a", torch.ones(1) / 0, "variable"), "the variable 'a' holds NaN"),
         (lambda: taken("a", torch.ones(1) / 0), "the tensor 'a' holds NaN"),
+        (lambda: taken("a", torch.tensor([1.0, -1e300], dtype=torch.float64)), "beyond float32's range"),
         (lambda: shape_of({}, "a", 1, kind="variable"), "no variable 'a'"),
         (lambda: shape_of(state, "a/0", 2, kind="variable"), r"the variable 'a/0' has the shape \[2\]"),
         (
             lambda: numbered(state, r"a/(\d)", "stage", first=0, kind="variable"),
             r"numbers its stages \[0, 2\]; .* so variables are missing",
         ),
+        (
+            lambda: numbered(state, r"a/(\d)", "stage", first=0, most=1),
+            "has 2 stages, and 1 at most are allowed",
+        ),
+        (lambda: numbered({"a/" + "1" * 5000: 0}, r"a/(\d+)", "stage", first=0), "numbers a stage 1111"),
     ):
         with pytest.raises(WeightsError, match=message):
             call()

@@ -88,3 +88,27 @@ def test_what_does_not_fit_is_named():
     changed = {key: value for key, value in variables.items() if not key.startswith("position_embeddings/1")}
     with pytest.raises(WeightsError, match="must run from 0 without a gap"):
         infer_config(changed)
+
+
+def test_stages_and_blocks_beyond_any_picture_are_refused_before_they_are_read():
+    """Each stage is looked for among all variables."""
+
+    class Looked(dict):
+        def __getitem__(self, key):
+            raise AssertionError(key)
+
+    kernel = torch.ones(1, 1, 1, 1)
+    stages = {f"position_embeddings/{i}/embedding_weight": kernel for i in range(2000)}
+    with pytest.raises(WeightsError, match="has 2,000 stages, and 10 at most are allowed"):
+        infer_config(Looked(stages))
+    blocks = {f"conv_blocks/layer_with_weights-{i}/kernel": kernel for i in range(1, 15_011)}
+    with pytest.raises(WeightsError, match="has 15,010 convolution blocks, and 10 at most are allowed"):
+        infer_discriminator_config(Looked(blocks))
+    assert HiTConfig.preset("b-1024", resolution=4096, depths=[1] * 10, channels=[4] * 10,
+        num_heads=[2] * 10, block_sizes=[4] * 4 + [None] * 6).num_stages == 10  # fmt: skip
+
+
+def test_nan_in_a_config_is_no_contradiction_but_a_wrong_value():
+    variables = below(recorded("weights_step9"), "generator")
+    with pytest.raises(ConfigError, match="w_dim is nan; allowed: the value of z_dim, 12"):
+        infer_config(variables, config={"w_dim": float("nan")})

@@ -100,12 +100,35 @@ def changed(level, dilations):
             r"level 3 \(32 px\): the tensors say num_heads 8, but the config says 4",
         ),
         ({"config": {"dilation": DILATIONS}}, "does not know the key.*'dilation'"),
+        (
+            {"config": {"dilations": DILATIONS, "mapping_lr_mul": float("nan")}},
+            "mapping_lr_mul is nan; allowed: a number above 0",
+        ),
     ],
 )
 def test_a_contradiction_or_a_gap_names_the_level(sources, message, state):
     with pytest.raises(ConfigError, match=message) as caught:
         infer_config(state, **sources)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("layers.{}.blocks.0.attn.rpb", "has 15,001 levels, and 11 at most are allowed"),
+        ("style.{}.weight", "has 15,000 mapping layers, and 64 at most are allowed"),
+    ],
+)
+def test_levels_and_layers_beyond_any_picture_are_refused_before_they_are_read(name, message, state):
+    state.update({name.format(i): torch.ones(1) for i in range(1, 15_001)})
+    with pytest.raises(WeightsError, match=message):
+        infer_config(state)
+
+
+def test_a_name_with_an_endless_number_is_no_layers(state):
+    state[f"style.{'1' * 5000}.bias"] = torch.ones(1)
+    with pytest.raises(WeightsError, match=r"a tensor 'style.1+.* does not have"):
+        convert_state_dict(state)
 
 
 def test_the_preset_that_fits_is_offered():

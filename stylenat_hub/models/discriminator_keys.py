@@ -34,6 +34,7 @@ _RENAMES = patterns(
 )
 _WAVELET = re.compile(r"(?:from_rgbs\.\d+\.)?([di])wt\.(ll|lh|hl|hh)")
 _BLUR = re.compile(r"from_rgbs\.\d+\.downsample\.kernel|convs\.\d+\.conv2\.0\.kernel")
+_MOST_SCALES = 10  # 2048 to 4 px, of the largest picture that a config allows
 _HAAR = {
     "ll": ((0.5, 0.5), (0.5, 0.5)),
     "lh": ((-0.5, -0.5), (0.5, 0.5)),
@@ -75,18 +76,18 @@ def convert_discriminator(
 def infer_discriminator_config(state: Mapping[str, Tensor]) -> WaveletDiscriminatorConfig:
     """The config of an original discriminator. Raises `WeightsError` if it is of another kind."""
     widths = {
-        int(match[1]): tensor.shape[0]
+        match[1]: tensor.shape[0]
         for name, tensor in state.items()
-        if (match := re.fullmatch(r"from_rgbs\.(\d+)\.conv\.0\.weight_orig", name))
+        if (match := re.fullmatch(r"from_rgbs\.(\d+)\.conv\.0\.weight_orig", name)) and tensor.dim()
     }
-    if not widths or sorted(widths) != list(range(len(widths))) or len(widths) < 3:
+    if not 3 <= len(widths) <= _MOST_SCALES or widths.keys() != set(map(str, range(len(widths)))):
         plain = "from_rgbs.0.conv.0.weight" in state
         raise WeightsError(
             "the checkpoint's discriminator 'd' is "
             + ("a variant without spectral norm" if plain else "not the wavelet discriminator")
             + ", which is not supported; leave it out (--skip-discriminator)"
         )
-    channels = tuple(widths[i] for i in range(len(widths)))
+    channels = tuple(widths[str(i)] for i in range(len(widths)))
     return WaveletDiscriminatorConfig(resolution=2 ** (len(channels) + 2), channels=channels)
 
 

@@ -19,13 +19,15 @@ from stylenat_hub.models.original import State, check_constant, numbered, patter
 COMMON = patterns(
     (r"input\.input", "constant"),
     # `style.0` is the pixel norm, which has no tensors, so the layers count from 1.
-    (r"style\.([1-9]\d*)\.(weight|bias)", lambda m: f"mapping_network.layers.{int(m[1]) - 1}.{m[2]}"),
+    (r"style\.([1-9]\d?)\.(weight|bias)", lambda m: f"mapping_network.layers.{int(m[1]) - 1}.{m[2]}"),
     (r"layers\.(\d+)\.(blocks\.\d+\.norm[12]\.style\.(?:weight|bias))", r"levels.\1.\2"),
     (r"layers\.(\d+)\.(blocks\.\d+\.mlp\.fc[12]\.(?:weight|bias))", r"levels.\1.\2"),
     (r"layers\.(\d+)\.(upsample\.(?:alpha|norm\.weight|norm\.bias))", r"levels.\1.\2"),
     (r"layers\.(\d+)\.upsample\.reduction\.weight", r"levels.\1.upsample.proj.weight"),
     (r"to_rgbs\.(\d+)\.(conv\.(?:weight|bias)|bias)", r"to_rgb.\1.\2"),
 )
+_MOST_LEVELS = 11  # 4 to 4096 px, the largest picture that a config allows
+_MOST_LAYERS = 64  # as a config allows
 _KERNEL = re.compile(r"to_rgbs\.\d+\.upsample\.kernel")
 # Memory that the original code never initialises: it has no influence and nothing to be checked against.
 _UNINITIALISED = re.compile(r"layers\.\d+\.upsample\.sin_pos_embed\._float_tensor")
@@ -53,8 +55,8 @@ def tensor_facts(state: State, level_facts: Callable[[State, int], dict[str, Any
     level_facts: the family's reading of one level, `mlp_ratio` and `qkv_bias` among it.
     Raises `ConfigError` if levels differ in these two, `WeightsError` for tensors that are missing.
     """
-    levels = numbered(state, r"layers\.(\d+)\..*", "level", first=0)
-    layers = numbered(state, r"style\.(\d+)\.weight", "mapping layer", first=1)
+    levels = numbered(state, r"layers\.(\d+)\..*", "level", first=0, most=_MOST_LEVELS)
+    layers = numbered(state, r"style\.(\d+)\.weight", "mapping layer", first=1, most=_MOST_LAYERS)
     facts = [level_facts(state, level) for level in range(levels)]
     for level, fact in enumerate(facts):
         for field in ("mlp_ratio", "qkv_bias"):

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from stylenat_hub.errors import WeightsError
+from stylenat_hub.errors import WeightsError, shown
 
 State = Mapping[str, Tensor]
 Rename = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
+
+_DIGITS = 9  # of a number in a name; Python turns no more than 4,300 into one
 
 
 def patterns(*pairs: tuple[str, str | Callable[[re.Match[str]], str]]) -> tuple[Rename, ...]:
@@ -43,7 +45,8 @@ def renamed(name: str, renames: Iterable[Rename], title: str) -> str:
 
 
 def taken(name: str, tensor: Tensor, kind: str = "tensor") -> Tensor:
-    """A weight in float32, of its own memory. Raises `WeightsError` if it is not made of finite numbers.
+    """A weight in float32, of its own memory. Raises `WeightsError` if it is not made of numbers that are
+    finite there.
 
     kind: what errors call it; TensorFlow's are variables.
     """
@@ -51,12 +54,15 @@ def taken(name: str, tensor: Tensor, kind: str = "tensor") -> Tensor:
         raise WeightsError(
             f"the {kind} {name!r} has the type {tensor.dtype}, a weight is a floating-point number"
         )
-    if not torch.isfinite(tensor).all():
+    weight = tensor.detach().to(torch.float32).contiguous().clone()
+    if not torch.isfinite(weight).all():
+        beyond = torch.isfinite(tensor).all()  # float64's
+        what = "values beyond float32's range" if beyond else "NaN or infinite values"
         raise WeightsError(
-            f"the {kind} {name!r} holds NaN or infinite values; this training run had diverged or the "
-            "file is damaged: take an earlier checkpoint"
+            f"the {kind} {name!r} holds {what}; this training run had diverged or the file is damaged: take "
+            "an earlier checkpoint"
         )
-    return tensor.detach().to(torch.float32).contiguous().clone()
+    return weight
 
 
 def check_constant(name: str, tensor: Tensor, expected: Tensor, title: str) -> None:
@@ -74,10 +80,27 @@ def other_values(name: str, title: str) -> WeightsError:
     )
 
 
-def numbered(state: State, pattern: str, what: str, first: int, kind: str = "tensor") -> int:
-    """How many `what` there are; their numbers must run from `first` without a gap. kind: as in `taken`."""
+def numbered(
+    state: State, pattern: str, what: str, first: int, kind: str = "tensor", most: int | None = None
+) -> int:
+    """How many `what` there are; their numbers must run from `first` without a gap.
+
+    kind: as in `taken`. most: so many can be; what is done for each of them has its bound here. Raises
+    `WeightsError`.
+    """
     matches = (re.fullmatch(pattern, name) for name in state)
-    numbers = sorted({int(match[1]) for match in matches if match})
+    named = {match[1] for match in matches if match}
+    if longest := max((name for name in named if len(name) > _DIGITS), key=len, default=""):
+        raise WeightsError(
+            f"the checkpoint numbers a {what} {shown(longest)}; they must run from {first} without a gap, so "
+            "it is damaged or belongs to another project"
+        )
+    numbers = sorted(set(map(int, named)))
+    if most is not None and len(numbers) > most:
+        raise WeightsError(
+            f"the checkpoint has {len(numbers):,} {what}s, and {most} at most are allowed; it is damaged or "
+            "belongs to another project"
+        )
     if not numbers or numbers != list(range(first, first + len(numbers))):
         raise WeightsError(
             f"the checkpoint numbers its {what}s {numbers or 'not at all'}; they must run from {first} "

@@ -30,6 +30,8 @@ Variables = Mapping[str, Any]  # path -> numpy array or tensor
 Entry = tuple[str, str, Callable[[Tensor], Tensor]]  # our name, path, what makes one of the other
 
 _KIND = "variable"
+# Of the largest picture that a config allows, 4096 px: stages from 8 px, blocks down to 4 px.
+_MOST_STAGES = _MOST_BLOCKS = 10
 _shape = partial(shape_of, kind=_KIND)
 _count = partial(numbered, first=0, kind=_KIND)
 
@@ -119,7 +121,7 @@ def infer_config(
                     "take the one that belongs to this checkpoint, or none"
                 )
             first, known = said.setdefault(field, (label, value))
-            if value != known:
+            if value is not known and value != known:  # NaN is not itself, and the config refuses it
                 raise ConfigError(
                     f"{first} says that {field} is {known!r}, but {label} says {value!r}; leave out the one "
                     "that is wrong"
@@ -153,7 +155,8 @@ def infer_discriminator_config(
 ) -> HiTDiscriminatorConfig:
     """The config of an original discriminator's variables. config: fields in place of what was published,
     because no shape tells `pooling` and `equalized`. Raises `WeightsError`, `ConfigError`."""
-    blocks = _count(state, r"conv_blocks/layer_with_weights-([1-9]\d*)/.*", "convolution block", first=1)
+    numbers = r"conv_blocks/layer_with_weights-([1-9]\d*)/.*"
+    blocks = _count(state, numbers, "convolution block", first=1, most=_MOST_BLOCKS)
     kernels = [f"{_block(i)}/conv_layers/layer_with_weights-0/kernel" for i in range(blocks)]
     channels = (
         *(_shape(state, kernel, 4)[2] for kernel in kernels),
@@ -166,7 +169,7 @@ def infer_discriminator_config(
 
 def _generator_facts(state: Variables) -> dict[str, Any]:
     """Every field that paths and shapes alone decide."""
-    stages = _count(state, r"position_embeddings/(\d+)/.*", "stage")
+    stages = _count(state, r"position_embeddings/(\d+)/.*", "stage", most=_MOST_STAGES)
     crosses = [f"blocks/{stage}/layer_with_weights-0" for stage in range(stages)]
     queries = [_shape(state, f"{cross}/attention_layer/query_dense/kernel", 3) for cross in crosses]
     keys = [_shape(state, f"{cross}/attention_layer/key_dense/kernel", 3) for cross in crosses]

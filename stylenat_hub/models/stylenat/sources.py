@@ -135,7 +135,7 @@ def _agreeable(label: str, field: str, value: Any, facts: Mapping[str, Any]) -> 
 
 
 def _must_agree(field: str, one: tuple[str, Any], other: tuple[str, Any]) -> None:
-    if one[1] == other[1]:
+    if one[1] is other[1] or one[1] == other[1]:  # NaN is not itself, and the config refuses it
         return
     where, said = "", (one[1], other[1])
     if field in _PER_PARTITION:
