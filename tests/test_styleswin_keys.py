@@ -11,6 +11,7 @@ import torch
 from conversion.containers import read_checkpoint
 from stylenat_hub import StyleSwinConfig, StyleSwinGenerator
 from stylenat_hub.errors import ConfigError, WeightsError
+from stylenat_hub.models.styleswin import keys
 from stylenat_hub.models.styleswin.keys import convert_state_dict, infer_config, recognise
 from stylenat_hub.registry import CHECKPOINTS
 
@@ -83,6 +84,18 @@ def test_nothing_is_dropped_or_taken_silently(change, message, state):
         convert_state_dict(state)
 
 
+@pytest.mark.parametrize(("window", "shape"), [(100, (1,)), (65, (65**2, 65**2))])
+def test_an_index_is_compared_only_with_one_of_its_size(window, shape, state, monkeypatch):
+    """What a large window's table asks for would be tens of gigabytes."""
+    prefix = "layers.1.blocks.7.attn.0.relative_position"
+    state[f"{prefix}_bias_table"] = torch.zeros((2 * window - 1) ** 2, 1)
+    state[f"{prefix}_index"] = torch.zeros((), dtype=torch.int64).expand(shape)
+    made = keys._relative_position_index
+    monkeypatch.setattr(keys, "_relative_position_index", lambda side: made(side) if side <= 8 else 1 / 0)
+    with pytest.raises(WeightsError, match="index' has other values"):
+        convert_state_dict(state)
+
+
 def halved(state):
     name = "layers.2.blocks.1.attn.1.relative_position_bias_table"
     state[name] = state[name][:, :1]
@@ -112,6 +125,11 @@ def halved(state):
             lambda s: None,
             {"args": {"lr_mlp": 0.01}, "config": {"mapping_lr_mul": 0.1}},
             "own record says mapping_lr_mul 0.01, but the config says 0.1",
+        ),
+        (
+            lambda s: None,
+            {"args": {"lr_mlp": float("nan")}},
+            "mapping_lr_mul is nan; allowed: a number above 0",
         ),
         (halved, {}, r"level 2 \(16 px\): the position-bias tables of its blocks differ"),
         (lambda s: s.pop("layers.4.blocks.0.qkv.bias"), {}, r"level 4 \(64 px\): .*qkv_bias False"),

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from stylenat_hub.models.config import IMAGENET_MEAN, IMAGENET_STD, WIDEST, TransformerLevelsConfig, is_whole
 
 WINDOW = 8
+LARGEST_WINDOW = 64  # bounds the pairs of a window, 4096 x 4096 biases per head
 
 
 def _shape(widths: Sequence[int], **fields: Any) -> dict[str, Any]:
@@ -81,6 +82,6 @@ class StyleSwinConfig(TransformerLevelsConfig):
         self.validate_width(level, at)
         fits = is_whole(heads, 2, WIDEST) and heads % 2 == 0 and width % heads == 0
         self.require(fits, "num_heads", f"an even divisor of {width} channels {at}, not {heads!r}")
-        # 64 bounds the pairs of a window, 4096 x 4096 biases per head.
-        fits = is_whole(window, 2, 64) and size % window == 0
-        self.require(fits, "window_sizes", f"a divisor of {size} from 2 to 64 {at}, not {window!r}")
+        fits = is_whole(window, 2, LARGEST_WINDOW) and size % window == 0
+        allowed = f"a divisor of {size} from 2 to {LARGEST_WINDOW} {at}, not {window!r}"
+        self.require(fits, "window_sizes", allowed)

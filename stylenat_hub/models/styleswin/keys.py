@@ -30,7 +30,7 @@ from stylenat_hub.models.original import (
     shape_of,
     taken,
 )
-from stylenat_hub.models.styleswin.config import StyleSwinConfig
+from stylenat_hub.models.styleswin.config import LARGEST_WINDOW, StyleSwinConfig
 from stylenat_hub.models.styleswin.generator import seam
 
 _TITLE = "StyleSwin"
@@ -86,7 +86,7 @@ def infer_config(
         for field, value in source.items():
             value = tuple(value) if isinstance(value, list) else value
             first, known = said.setdefault(field, (label, value))
-            if value != known:
+            if value is not known and value != known:  # NaN is not itself, and the config refuses it
                 raise _contradiction(field, (first, known), (label, value))
     return StyleSwinConfig(**{field: value for field, (_, value) in said.items()})
 
@@ -170,6 +170,9 @@ def _is_verified_buffer(name: str, tensor: Tensor, state: State) -> bool:
     """Is this a constant of the original code, with the values it must have? Other values raise."""
     if _INDEX.fullmatch(name):
         _, window = _table(state, name.removesuffix(".relative_position_index"))
+        # What it must be is as large as it is, so nothing larger than the file is made.
+        if window > LARGEST_WINDOW or tensor.shape != (window**2, window**2):
+            raise other_values(name, _TITLE)
         check_constant(name, tensor, _relative_position_index(window), _TITLE)
     elif match := _MASK.fullmatch(name):
         _, window = _table(state, name.replace("attn_mask2", "attn.1"))
