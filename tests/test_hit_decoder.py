@@ -124,6 +124,17 @@ def test_commitment_weighs_the_encoders_way():
     torch.testing.assert_close(features.grad, wanted, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_codes_are_not_placed_by_a_picture_that_is_not_finite(value):
+    vq, x = model(), pictures()
+    before = vq.quantize.embedding.weight.clone()
+    x[1, 2, 3, 4] = value
+    for unused in (False, True):
+        with pytest.raises(InputError, match="hold NaN or infinite values"):
+            vq.seed_codebook(x, unused=unused)
+    assert torch.equal(vq.quantize.embedding.weight, before)
+
+
 @pytest.mark.parametrize("cls", [HiTDecoder, VQHiT])
 def test_saves_and_loads_to_the_bit(cls, tmp_path):
     torch.manual_seed(0)
@@ -177,6 +188,11 @@ def test_the_error_falls():
         (lambda vq: vq.decode(torch.full((1, 8, 8), -1)), "from -1"),
         (lambda vq: vq.decode(torch.zeros(1, 8, 8, dtype=torch.bool)), "whole numbers"),
         (lambda vq: vq.decoder(torch.zeros(1, 16, 8, 8, dtype=torch.long)), "real numbers"),
+        (lambda vq: vq(torch.zeros(0, 3, 32, 32)), r"\(0, 3, 32, 32\) .* at least one"),
+        (lambda vq: vq.encode(torch.zeros(0, 3, 32, 32)), "at least one"),
+        (lambda vq: vq.seed_codebook(torch.zeros(0, 3, 32, 32)), "at least one"),
+        (lambda vq: vq.decode(torch.zeros(0, 16, 8, 8)), r"\(0, 16, 8, 8\) .* at least one"),
+        (lambda vq: vq.decode(torch.zeros(0, 8, 8, dtype=torch.long)), r"\(0, 8, 8\) .* at least one"),
     ],
 )
 def test_bad_input_is_told(call, says):

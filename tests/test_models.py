@@ -211,3 +211,11 @@ def test_a_discriminator_fits_its_family_and_learns(family):
     assert judge.finest_parts(0) == [] and judge.component == "discriminator"
     kept = {id(p) for part in judge.finest_parts(1) for p in part.parameters()}
     assert 0 < len(kept) < len(list(judge.parameters()))
+
+
+def test_an_empty_batch_is_refused_by_its_shape(generator):
+    z, ws = torch.zeros(0, generator.z_dim), torch.zeros(0, generator.num_ws, generator.w_dim)
+    with pytest.raises(InputError, match=rf"z has the shape \(0, {generator.z_dim}\); .* at least one"):
+        generator(z)
+    with pytest.raises(InputError, match=rf"ws has the shape \(0, {generator.num_ws}, .* at least one"):
+        generator.synthesis(ws)

@@ -232,15 +232,18 @@ class Generator(ZooModel):
         return self.synthesis(self.truncate(self.mapping(z), truncation_psi, truncation_cutoff))
 
     def check_latents(self, z: torch.Tensor) -> None:
-        """Raise `InputError` unless z is [B, z_dim]; for `mapping` to call."""
-        if z.dim() != 2 or z.shape[1] != self.z_dim:
-            raise InputError(f"z has the shape {tuple(z.shape)}; this model needs [batch, {self.z_dim}]")
+        """Raise `InputError` unless z is [B, z_dim], and B not 0; for `mapping` to call."""
+        if z.dim() != 2 or z.shape[1] != self.z_dim or len(z) == 0:
+            raise InputError(
+                f"z has the shape {tuple(z.shape)}; this model needs [batch, {self.z_dim}], at least one"
+            )
 
     def check_styles(self, ws: torch.Tensor) -> None:
-        """Raise `InputError` unless ws is [B, num_ws, w_dim]; for `synthesis` to call."""
-        if ws.dim() != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
+        """Raise `InputError` unless ws is [B, num_ws, w_dim], and B not 0; for `synthesis` to call."""
+        if ws.dim() != 3 or ws.shape[1:] != (self.num_ws, self.w_dim) or len(ws) == 0:
             raise InputError(
-                f"ws has the shape {tuple(ws.shape)}; this model needs [batch, {self.num_ws}, {self.w_dim}]"
+                f"ws has the shape {tuple(ws.shape)}; this model needs [batch, {self.num_ws}, {self.w_dim}], "
+                "at least one"
             )
 
     def truncate(self, ws: torch.Tensor, psi: float, cutoff: int | None = None) -> torch.Tensor:

@@ -64,10 +64,11 @@ class VQHiT(ZooModel):
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, R, R] -> what the encoder says of them [B, C, h, h], not yet codes."""
         side = self.resolution
-        if images.dim() != 4 or images.shape[1:] != (3, side, side) or not images.is_floating_point():
+        fits = images.dim() == 4 and images.shape[1:] == (3, side, side) and len(images) > 0
+        if not fits or not images.is_floating_point():
             raise InputError(
                 f"images have the shape {tuple(images.shape)} and the type {images.dtype}; this model needs "
-                f"[batch, 3, {side}, {side}] of real numbers"
+                f"[batch, 3, {side}, {side}] of real numbers, at least one"
             )
         return self.encoder(images)
 
@@ -84,12 +85,12 @@ class VQHiT(ZooModel):
         """Indices [B, h, h] -> their codes [B, C, h, h]. Raises `InputError` for others."""
         side, count = self.config["grid"], self.config["codes"]
         whole = not (indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool)
-        if not whole or indices.dim() != 3 or indices.shape[1:] != (side, side):
+        if not whole or indices.dim() != 3 or indices.shape[1:] != (side, side) or len(indices) == 0:
             raise InputError(
                 f"indices have the shape {tuple(indices.shape)} and the type {indices.dtype}; this model "
-                f"needs [batch, {side}, {side}] of whole numbers"
+                f"needs [batch, {side}, {side}] of whole numbers, at least one"
             )
-        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < count:
+        if not 0 <= int(indices.min()) <= int(indices.max()) < count:
             raise InputError(
                 f"indices run from {int(indices.min())} to {int(indices.max())}; the codebook has 0 to "
                 f"{count - 1}"
@@ -108,8 +109,11 @@ class VQHiT(ZooModel):
 
         For the training: the quantiser's own codes lie so close to 0 that a few of them win every place, and
         an unused one gets no gradient, so it would never be found again (restarts: arXiv 2005.00341).
+        Raises `InputError`, for pictures that are not finite too: all codes would be lost to one of them.
         """
         features = self.features(images)
+        if not torch.isfinite(images).all():
+            raise InputError("the images hold NaN or infinite values; codes need finite ones: leave them out")
         said = features.permute(0, 2, 3, 1).flatten(0, 2)  # [B * h * h, C]
         codes = self.quantize.embedding.weight
         moved = torch.ones(len(codes), dtype=torch.bool, device=codes.device)

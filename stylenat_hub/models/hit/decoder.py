@@ -63,10 +63,11 @@ class HiTDecoder(ZooModel):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Raises `InputError` for features of another shape or type."""
         wanted = (self.config["feature_dim"], self.config["grid"], self.config["grid"])
-        if features.dim() != 4 or features.shape[1:] != wanted or not features.is_floating_point():
+        fits = features.dim() == 4 and features.shape[1:] == wanted and len(features) > 0
+        if not fits or not features.is_floating_point():
             raise InputError(
                 f"features have the shape {tuple(features.shape)} and the type {features.dtype}; this model "
-                f"needs [batch, {', '.join(map(str, wanted))}] of real numbers"
+                f"needs [batch, {', '.join(map(str, wanted))}] of real numbers, at least one"
             )
         x = self.stem(features.permute(0, 2, 3, 1))  # [B, h, h, C']
         return through_stages(self.stages, x, self.embedding(features), _run)
