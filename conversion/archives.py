@@ -57,6 +57,10 @@ def check_container(path: Path) -> Archive | None:
         )
     if path.is_dir():
         raise WeightsError(f"{str(path)!r} is a folder; name an original checkpoint file (.pt, .pth)")
+    if not path.is_file():  # a pipe or a device may never end
+        raise WeightsError(
+            f"{str(path)!r} is not a file, but a pipe or a device; copy what it gives to a file, and name it"
+        )
     with path.open("rb") as file:
         head = file.read(16)
     if not head:

@@ -115,6 +115,9 @@ def convert(
             f"weights is {weights!r}; allowed: 'g_ema' (the averaged generator) or 'g', of a TensorFlow "
             "checkpoint 'ema_generator' or 'generator'"
         )
+    if preset is not None and not isinstance(preset, str):
+        raise ConfigError(f"preset is {shown(repr(preset))}; allowed: the name of one, such as 'ffhq-256'")
+    config, judge_config = _split(config)
     families = _families(family)
     source = user_path(checkpoint)
     check_output(output, overwrite=overwrite, inputs=(source,))
@@ -124,7 +127,11 @@ def convert(
     found = _family_of(original, container.files[0].name, families)
     if preset is not None:
         preset = preset.removeprefix(f"{found.name}-")  # the zoo's names are taken too
-    config, judge_config = _split(config)
+    if isinstance(config, ModelConfig) and not isinstance(config, found.config):
+        raise ConfigError(
+            f"the config is a {type(config).__name__}, but the checkpoint is {found.title}'s; allowed: a "
+            f"{found.config.__name__}, or a mapping with some of its fields"
+        )
     values = found.infer_config(original, args=container.args, preset=preset, config=config)
     converted = found.convert_state_dict(original)
     generator = _build(found, values, converted)
@@ -133,6 +140,7 @@ def convert(
     if not skip_discriminator and container.discriminator in container.networks:
         state = container.networks[container.discriminator]
         discriminator = found.convert_discriminator(state, config=judge_config)
+        _check_sizes(generator, discriminator)
     elif judge_config is not None:
         raise ConfigError("the config states a 'discriminator', but none is converted; leave that out")
     record = json.dumps(_record(container, found, weights, zoo, drawn), indent=2) + "\n"
@@ -244,19 +252,34 @@ def _check_reload(generator: Any, folder: Path) -> None:
         )
 
 
+def _check_sizes(generator: Any, discriminator: Any) -> None:
+    side, other = generator.resolution, discriminator.resolution
+    if side != other:
+        raise WeightsError(
+            f"the generator draws {side} x {side} px, but the discriminator beside it judges {other} x "
+            f"{other} px; they are not of one training run: leave it out (--skip-discriminator)"
+        )
+
+
 def _split(
     config: ModelConfig | Mapping[str, Any] | None,
 ) -> tuple[ModelConfig | Mapping[str, Any] | None, Mapping[str, Any] | None]:
-    """What the user said of the generator, and of the discriminator."""
+    """What the user said of the generator, and of the discriminator. Raises `ConfigError`."""
+    if config is not None and not isinstance(config, ModelConfig):
+        _check_fields("config", config)
     if not isinstance(config, Mapping) or "discriminator" not in config:
         return config, None
     judge = config["discriminator"]
-    if not isinstance(judge, Mapping):
-        raise ConfigError(
-            f"the config's 'discriminator' is {shown(repr(judge))}; it must hold the fields of one, such as "
-            "'pooling'"
-        )
+    _check_fields("config's 'discriminator'", judge)
     return {key: value for key, value in config.items() if key != "discriminator"} or None, judge
+
+
+def _check_fields(what: str, fields: Any) -> None:
+    if not isinstance(fields, Mapping) or not all(isinstance(name, str) for name in fields):
+        raise ConfigError(
+            f"the {what} is {shown(repr(fields))}; it must hold the fields of one by their names, such as "
+            "'resolution'"
+        )
 
 
 def _record(

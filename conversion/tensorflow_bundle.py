@@ -8,6 +8,7 @@ opened.
 
 from __future__ import annotations
 
+import errno
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,7 @@ _TYPES = {
 _MOST_DIMENSIONS = 32
 _MOST_TEXTS = 65_536  # in one variable; checkpoints have one, the object graph
 _MOST_SHARDS = 99_999  # five digits in a file's name
+_LARGEST = 4 << 30  # bytes of one variable, thirty times the largest of any model here
 _PIECE = 1 << 22
 _AGAIN = "copy or download it again"
 
@@ -146,6 +148,8 @@ def _entry(key: bytes, value: bytes, shards: int) -> Entry:
         raise DamagedError(f"is in the data file {shard}; they count from 0 to {shards - 1}")
     if kind in _TYPES and math.prod(shape) * np.dtype(_TYPES[kind]).itemsize != size:
         raise DamagedError(f"has the shape {list(shape)}, which does not fill its {size} bytes")
+    if size > _LARGEST:
+        raise DamagedError(f"claims to hold {size:,} bytes; {_LARGEST:,} at most can be")
     if kind == _STRING and math.prod(shape) > _MOST_TEXTS:
         raise DamagedError(f"claims to hold {math.prod(shape):,} texts; {_MOST_TEXTS:,} can be")
     checksum = last.get(6, 0)
@@ -203,9 +207,19 @@ def _number(fields: dict[int, int | bytes], number: int) -> int:
     return value
 
 
+def is_file(path: Path) -> bool:
+    """Is there such a file? There is none under a name that what was added to it made too long."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
+
+
 def _data_file(index: Path, shard: int, shards: int) -> Path:
     path = index.with_name(f"{index.name.removesuffix('.index')}.data-{shard:05d}-of-{shards:05d}")
-    if not path.is_file():
+    if not is_file(path):
         raise WeightsError(
             f"the checkpoint's file {path.name!r} is missing beside {index.name!r}; copy it there too"
         )

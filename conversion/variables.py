@@ -6,6 +6,7 @@ first part is the network. What an optimizer keeps is not read.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conversion.tensorflow_bundle import read_bundle
+from conversion.tensorflow_bundle import is_file, read_bundle
 from stylenat_hub.errors import WeightsError, listed, shown
 
 GENERATORS = ("ema_generator", "generator")
@@ -47,19 +48,28 @@ def find_index(path: Path) -> Path | None:
     Of a folder it is the checkpoint that its file `checkpoint` names, of which only the last part counts and
     must be in the folder; without such a file the one with the highest number.
 
-    Raises `WeightsError` for a folder that has none, or where it is not clear which one is meant, and for a
-    data file without its index.
+    Raises `WeightsError` for a folder that has none, or where it is not clear which one is meant, for a data
+    file without its index, and for a name that no file can have.
     """
-    if path.is_dir():
+    try:
+        folder, file = path.is_dir(), path.is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise WeightsError(
+            f"there is no file {shown(repr(str(path)))}, because no file's name can be so long; name an "
+            "original checkpoint (.pt, .pth, or TensorFlow's ckpt-N)"
+        ) from None
+    if folder:
         return _latest(path)
-    if path.is_file():
+    if file:
         data = _DATA.fullmatch(path.name)
         index = path.with_name(f"{data[1]}.index") if data else path
-        if not index.is_file():
+        if not is_file(index):
             raise WeightsError(f"{path.name!r} cannot be read without {index.name!r}; copy that beside it")
         return index if index.suffix == ".index" else None
     index = path.with_name(f"{path.name}.index") if path.name else path
-    return index if index.is_file() else None
+    return index if is_file(index) else None
 
 
 def read_networks(index: Path) -> Variables:

@@ -233,6 +233,18 @@ def test_a_bad_discriminator_is_an_error_unless_left_out(change, message, tmp_pa
     assert run(path, "--output", tmp_path / "out", "--skip-discriminator").exit_code == 0
 
 
+def test_a_discriminator_of_another_size_is_an_error_unless_left_out(tmp_path, content):
+    content["state_dicts"]["d"] = read_checkpoint(MIXED).network("d")
+    path = saved(tmp_path / "two.pt", content)
+    refused(
+        run(path, "--output", tmp_path / "out"),
+        "draws 64 x 64 px, but the discriminator beside it judges 32 x 32 px; they are not of one training "
+        "run: leave it out (--skip-discriminator)",
+    )
+    assert not (tmp_path / "out").exists()
+    assert run(path, "--output", tmp_path / "out", "--skip-discriminator").exit_code == 0
+
+
 def test_only_the_named_family_is_tried(tmp_path, monkeypatch):
     assert convert(MIXED, tmp_path / "out", family="stylenat").family == "stylenat"
     refused(run(MIXED, "--output", tmp_path / "two", "--family", "stylnat"), "did you mean 'stylenat'?")

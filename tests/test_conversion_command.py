@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from tensorflow_files import entry, header, write_index
 from test_conversion import MIXED, PLAIN, ROOT, refused, run
 
 import conversion.convert
@@ -205,15 +206,35 @@ def test_ctrl_c_after_the_last_moment_says_what_is_there(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_it_reads_ends_it_in_one_line(tmp_path, number):
-    os.mkfifo(tmp_path / "slow.pt")
+    os.mkfifo(tmp_path / "slow.json")
+    line = [*MODULE, str(MIXED), "--output", str(tmp_path / "out"), "--config", str(tmp_path / "slow.json")]
     with (
-        subprocess.Popen(
-            [*MODULE, str(tmp_path / "slow.pt"), "--output", str(tmp_path / "out")], **PIPES
-        ) as process,
-        (tmp_path / "slow.pt").open("wb"),
+        subprocess.Popen(line, **PIPES) as process,
+        (tmp_path / "slow.json").open("wb"),
     ):  # opens when the other side does: it waits for the first bytes now
         time.sleep(0.2)
         process.send_signal(number)
         output, errors = process.communicate(timeout=60)
     assert (process.returncode, output, errors) == (1, "", "interrupted; nothing was written\n")
-    assert [file.name for file in tmp_path.iterdir()] == ["slow.pt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["slow.json"]
+
+
+@pytest.mark.parametrize("name", ["x.pt", "ckpt-1.index"])
+def test_a_pipe_is_no_checkpoint_and_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    end = os.open(tmp_path / name, os.O_RDWR)  # so that whoever opens it to read finds it open, and empty
+    try:
+        os.write(end, b"x" * 4096)
+        refused(run(tmp_path / name, "--output", tmp_path / "out"), f"{name}' is not a file, but a pipe or a")
+    finally:
+        os.close(end)
+
+
+@pytest.mark.parametrize("length", [249, 250, 255, 256, 5000])
+def test_a_name_too_long_for_what_is_added_to_it_is_not_there(tmp_path, length):
+    name = "x" * length
+    message = "there is no file" if length > 255 else f"there is no file '{tmp_path / name}'; name"
+    refused(run(tmp_path / name, "--output", tmp_path / "out"), message)
+    if length == 249:
+        write_index(tmp_path / f"{name}.index", {b"": header(), b"x": entry()})
+        refused(run(tmp_path / name, "--output", tmp_path / "out"), ".data-00000-of-00001' is missing beside")

@@ -16,6 +16,7 @@ from test_hit_goldens import EXACT
 
 from conversion.containers import read_checkpoint
 from conversion.convert import convert
+from stylenat_hub import StyleNATConfig
 from stylenat_hub.errors import ConfigError, WeightsError
 from stylenat_hub.models.hit.discriminator import HiTDiscriminator
 from stylenat_hub.pipeline import GANPipeline
@@ -203,11 +204,14 @@ def test_damaged_and_missing_files_are_named_and_nothing_is_written(folder, tmp_
 
 def test_variables_that_do_not_fit_are_named(tmp_path, variables):
     gamma = "generator/blocks/1/layer_with_weights-0/norm/gamma" + SUFFIX
+    kernel = "discriminator/conv_blocks/layer_with_weights-0/kernel" + SUFFIX
     for name, value, message in (
         (gamma, variables[gamma] * np.float32(np.nan), "gamma' holds NaN or infinite"),
         (gamma, variables[gamma][:3].copy(), "gamma' has the shape [3]"),
         (gamma, variables[gamma].astype("i4"), "has the type torch.int32"),
         ("generator/other/gamma" + SUFFIX, variables[gamma], "'other/gamma' that this model does not have"),
+        (gamma, variables[gamma].astype("f8") * 1e300, "gamma' holds values beyond float32's range"),
+        (kernel, variables[kernel].astype("f8") * 1e300, "kernel' holds values beyond float32's range"),
         (gamma, variables[gamma].astype("f8"), None),
     ):
         write(tmp_path / "run", {**variables, name: value})
@@ -233,10 +237,16 @@ def test_what_no_shape_tells_comes_from_a_config(tmp_path):
     for wrong, message in (
         ({"discriminator": {"pooling": "none"}}, "pooling is 'none'"),
         ({"discriminator": "average"}, "it must hold the fields of one"),
+        ({"discriminator": {1: 2}}, "the config's 'discriminator' is {1: 2}; it must hold the fields of one"),
+        ({1: 2}, "the config is {1: 2}; it must hold the fields of one by their names"),
+        (3, "the config is 3; it must hold the fields of one"),
+        (StyleNATConfig.preset("tiny"), "the config is a StyleNATConfig, but .* HiT's; allowed: a HiTConfig"),
         ({"channels": [1, 2, 3, 4]}, "the variables say that channels"),
     ):
         with pytest.raises(ConfigError, match=message):
             convert(CKPT, tmp_path / "two", config=wrong)
+    with pytest.raises(ConfigError, match="preset is 3; allowed: the name of one"):
+        convert(CKPT, tmp_path / "two", preset=3)
     with pytest.raises(ConfigError, match="none is converted"):
         convert(CKPT, tmp_path / "two", config=config, skip_discriminator=True)
     with pytest.raises(ConfigError, match="which the config contradicts"):

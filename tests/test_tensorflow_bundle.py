@@ -232,7 +232,12 @@ HUGE = 1 << 62
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (entry(size=HUGE, shape=(HUGE // 4,)), "truncated"),
+        (
+            entry(size=HUGE, shape=(HUGE // 4,)),
+            "'x' that claims to hold 4,611,686,018,427,387,904 bytes; 4,2",
+        ),
+        (entry(size=(4 << 30) + 4, shape=((1 << 30) + 1,)), "4,294,967,300 bytes; 4,294,967,296 at most"),
+        (entry(size=4 << 30, shape=(1 << 30,)), "truncated"),
         (entry(offset=HUGE), "truncated"),
         (entry(offset=(1 << 63) - 1), "truncated"),
         (entry(size=-4), "field 5 is -4, below zero"),
