@@ -240,7 +240,7 @@ def test_batches_do_not_matter(churches, pictures, batch):
 def test_large_pictures_are_taken_in_parts(monkeypatch):
     images = random(5, 64)
     whole = gathered(images).descriptors()
-    monkeypatch.setattr("stylenat_hub.metrics.PIXELS", 2 * 64 * 64 + 1)
+    monkeypatch.setattr("stylenat_hub.metrics.swd.PIXELS", 2 * 64 * 64 + 1)
     assert all(torch.equal(a, b) for a, b in zip(whole, gathered(images).descriptors(), strict=True))
 
 
@@ -273,7 +273,7 @@ def test_threads_and_chunks_do_not_matter(churches, monkeypatch):
         torch.set_num_threads(1)
     assert again == pytest.approx(expected, rel=1e-6)
     for name, value in (("BLOCK", 1000), ("PROJECTED", 1), ("PROJECTED", 3 * 48 * 128)):
-        monkeypatch.setattr(f"stylenat_hub.metrics.{name}", value)
+        monkeypatch.setattr(f"stylenat_hub.metrics.swd.{name}", value)
         assert sliced_wasserstein(churches, other, projections=16) == pytest.approx(expected, rel=1e-6)
 
 

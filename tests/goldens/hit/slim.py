@@ -7,6 +7,7 @@ again; no test runs it.
 * The weights are without the averaged generator, which has the same shapes.
 * The full-size pictures of HiT-B and HiT-L at 256 px keep every second row and column (`stride2`).
 * Of the blurs only that of the published models is kept.
+* Of the data and the evaluation the formulas of FID and Inception Score are kept (`eval`).
 * Of each network after training steps every fifth variable is kept, with Adam's moments.
 """
 
@@ -35,6 +36,7 @@ COPIED = (
     "ckpt/ckpt-9.data-00000-of-00001",
 )
 SLOT = "/.OPTIMIZER_SLOT/"
+EVALUATION = ("fid.", "is.")
 OTHER_BLURS = ("blur3.", "blur5.", "blur6.", "blur7.")
 
 
@@ -77,6 +79,9 @@ def main(recordings: Path) -> None:
         metadata, tensors = read(recordings / name)
         kept = dict(change(key, tensor) for key, tensor in tensors.items() if not key.startswith(dropped))
         save_file(kept, HERE / name, metadata=metadata)
+    metadata, tensors = read(recordings / "data_eval.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if name.startswith(EVALUATION)}
+    save_file(kept, HERE / "eval.safetensors", metadata=metadata)
     for step in (10, 12):
         metadata, tensors = read(recordings / f"weights_step{step}.safetensors")
         kept = {

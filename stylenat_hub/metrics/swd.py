@@ -13,9 +13,6 @@ import torch.nn.functional as F
 
 from stylenat_hub.errors import InputError
 
-# What can be measured, by its name in logs and on the Hub: how people call it, and what it compares.
-KNOWN = {"swd": ("sliced Wasserstein distance x 1000", "arXiv 1710.10196, section 5; lower is better")}
-
 SMALLEST = 16  # pixels, the side of the coarsest level
 SIDE = 7  # pixels, of a patch
 DIMENSIONS = 3 * SIDE * SIDE
