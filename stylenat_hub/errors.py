@@ -68,6 +68,10 @@ class TrainingError(StyleNATHubError, RuntimeError):
     """A training run cannot go on: its losses or weights are no longer finite."""
 
 
+class ProcessError(StyleNATHubError, RuntimeError):
+    """One of several processes has failed or ended, so all end."""
+
+
 class HubError(StyleNATHubError, OSError):
     """The Hub refuses a push, or cannot be reached for one."""
 

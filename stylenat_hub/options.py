@@ -89,6 +89,15 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
+class ShardFormat(str, Enum):
+    """What shards of pictures can be, as `metrics.shards.FORMATS` has them."""
+
+    png = "png"
+    zip = "zip"
+    parquet = "parquet"
+    webdataset = "webdataset"
+
+
 def parse_seeds(text: str) -> list[int]:
     """`0-3,7` -> [0, 1, 2, 3, 7], each seed once. Raises `typer.BadParameter`, naming the wrong part."""
     seeds: dict[int, None] = {}

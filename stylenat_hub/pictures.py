@@ -60,11 +60,7 @@ def write_pictures(
     check_writable(folder)
     _check_names(folder, seeds)
     options = {"truncation_psi": truncation_psi, "truncation_cutoff": truncation_cutoff}
-    about = {
-        "model": pipeline.model_name or "unnamed",
-        **{name: str(value) for name, value in options.items()},
-    }
-    about |= label or {}
+    about = {**drawn_by(pipeline, options), **(label or {})}
     sheet = Grid(len(seeds), pipeline.generator.resolution) if grid else None
     try:
         for batch in pipeline.iterate(seeds, batch_size=batch_size, **options):
@@ -83,11 +79,24 @@ def write_pictures(
 
 def write_picture(image: PIL.Image.Image, path: str | os.PathLike[str], about: Mapping[str, str]) -> None:
     """Write a PNG, whole or not at all, with `about` as its text chunks. Raises `InputError`."""
+    with whole_file(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=text_chunks(about))
+
+
+def drawn_by(pipeline: GANPipeline, options: Mapping[str, object]) -> dict[str, str]:
+    """The label of a picture: its model, and the options (such as truncation_psi) as text."""
+    return {
+        "model": pipeline.model_name or "unnamed",
+        **{name: str(value) for name, value in options.items()},
+    }
+
+
+def text_chunks(about: Mapping[str, str]) -> PngInfo:
+    """What Pillow writes into a PNG as its text chunks."""
     chunks = PngInfo()
     for name, value in about.items():
         chunks.add_text(name, value)
-    with whole_file(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=chunks)
+    return chunks
 
 
 def _check_names(folder: Path, seeds: Sequence[int]) -> None:

@@ -166,10 +166,12 @@ class GANPipeline(DiffusionPipeline):
         truncation_cutoff: int | None = None,
         batch_size: int = 8,
         output_type: str = "pil",
+        progress: bool = True,
     ) -> Iterator[GANPipelineOutput]:
         """Yield the pictures batch by batch, so that never more than `batch_size` are in memory.
 
-        Arguments and errors as in `__call__`; they are checked at once, before the first batch.
+        progress: show the pipeline's progress bar. The other arguments and errors as in `__call__`; they are
+        checked at once, before the first batch.
         """
         seeds = check_seeds(seeds)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -177,7 +179,8 @@ class GANPipeline(DiffusionPipeline):
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"output_type is {output_type!r}; allowed: {', '.join(map(repr, OUTPUT_TYPES))}")
         self.generator.truncate(self._probe(), truncation_psi, truncation_cutoff)
-        return self._batches(seeds, float(truncation_psi), truncation_cutoff, batch_size, output_type)
+        batches = self._batches(seeds, float(truncation_psi), truncation_cutoff, batch_size, output_type)
+        return self._shown(batches, len(seeds)) if progress else batches
 
     def _probe(self) -> torch.Tensor:
         """Any styles at all, to have truncation's arguments checked before work starts."""
@@ -187,13 +190,17 @@ class GANPipeline(DiffusionPipeline):
     def _batches(
         self, seeds: Sequence[int], psi: float, cutoff: int | None, batch_size: int, output_type: str
     ) -> Iterator[GANPipelineOutput]:
-        with self.progress_bar(total=len(seeds)) as bar:
-            for start in range(0, len(seeds), batch_size):
-                batch = list(seeds[start : start + batch_size])
-                yield GANPipelineOutput(
-                    images=_converted(self._draw(batch, psi, cutoff), output_type), seeds=batch
-                )
-                bar.update(len(batch))
+        for start in range(0, len(seeds), batch_size):
+            batch = list(seeds[start : start + batch_size])
+            yield GANPipelineOutput(
+                images=_converted(self._draw(batch, psi, cutoff), output_type), seeds=batch
+            )
+
+    def _shown(self, batches: Iterator[GANPipelineOutput], total: int) -> Iterator[GANPipelineOutput]:
+        with self.progress_bar(total=total) as bar:
+            for batch in batches:
+                yield batch
+                bar.update(len(batch.seeds))
 
     @torch.no_grad()
     def _draw(self, seeds: list[int], psi: float, cutoff: int | None) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Several processes on CPUs: `accelerate launch --cpu --num_processes N` starts only one of them.
 
-It leaves the others to mpirun and says nothing, so the training would run alone. Here that is noticed, and
-the processes are started by torch's own launcher, which accelerate uses itself for GPUs.
+It leaves the others to mpirun and says nothing, so that one would work alone. Here that is noticed, and the
+processes are started by torch's own launcher, which accelerate uses itself for GPUs.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def missing_processes(environment: Mapping[str, str], launcher: Sequence[str]) -
     if count is None or (machines and int(machines[1]) > 1):
         raise InputError(
             "accelerate launch was asked for several processes on a CPU and started one (it leaves the "
-            "others to mpirun); start them with `torchrun --nproc-per-node N -m training.train ...` instead"
+            "others to mpirun); start them with `torchrun --nproc-per-node N -m MODULE ...` instead"
         )
     return int(count[1])
 
 
 def end_with_launcher() -> None:
     """Get SIGTERM when `accelerate launch` ends, which does not pass on its own; Linux only. Otherwise a job
-    that was stopped would leave a training behind that goes on writing."""
+    that was stopped would leave processes behind that go on writing."""
     if "ACCELERATE_MIXED_PRECISION" in os.environ and sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; it survives the exec below
@@ -58,8 +58,12 @@ def together_on_cpu() -> None:
             os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
-def start_missing() -> None:
-    """Replace this process by torch's launcher of all of them, where accelerate has started only one."""
+def start_missing(module: str) -> None:
+    """Replace this process by torch's launcher of all of them, where accelerate has started only one.
+
+    module: what to start, with this process' arguments, such as "training.train". Raises `InputError` if the
+    number of processes cannot be told.
+    """
     import psutil  # accelerate needs it too
 
     try:
@@ -72,4 +76,5 @@ def start_missing() -> None:
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
         for name in ("MASTER_ADDR", "MASTER_PORT"):
             os.environ.pop(name, None)
-        os.execv(sys.executable, [sys.executable, *command, "-m", "training.train", *sys.argv[1:]])
+        # "--": otherwise it takes even what follows the module for its own options, cut short (`--num`).
+        os.execv(sys.executable, [sys.executable, *command, "-m", "--", module, *sys.argv[1:]])
