@@ -42,6 +42,7 @@ _CONVERSION = {
     **{("weights",): str, ("zoo",): (str, type(None))},
     **{("source", "file"): str, ("source", "bytes"): int, ("source", "sha256"): str},
 }
+_DIGITS = {"kid": 5, "precision": 3, "recall": 3, "density": 3, "coverage": 3}  # of figures; 2 of all others
 _NEEDED = dict(zip(RECORDS, (_TRAINING, _CONVERSION), strict=True))
 
 
@@ -243,7 +244,12 @@ def _figures(training: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     when = f"measured while training, at {measured['images']:,} images"
     return [
-        {"id": key, "name": name, "value": f"{measured[key]:.2f}", "protocol": f"{compares}; {when}"}
+        {
+            "id": key,
+            "name": name,
+            "value": f"{measured[key]:.{_DIGITS.get(key, 2)}f}",
+            "protocol": f"{compares}; {when}",
+        }
         for key, (name, compares) in KNOWN.items()
         if isinstance(measured.get(key), _NUMBER)
     ]

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from stylenat_hub import signals
+from stylenat_hub import cli_evaluate, signals
 from stylenat_hub.errors import InputError
 from stylenat_hub.options import (
     DEBUG,
@@ -25,6 +25,7 @@ from stylenat_hub.options import (
     Namespace,
     Private,
     Revision,
+    ShardFormat,
     Variant,
     choose_device,
     finite_number,
@@ -92,8 +93,11 @@ def generate(
         typer.Argument(help="Zoo name, folder or Hub id; default: the built-in model.", show_default=False),
     ] = None,
     seeds: Annotated[
-        Any, typer.Option(parser=parse_seeds, metavar="SEEDS", help="Such as 0-15 or 1,5,9-12.")
-    ] = "0-15",
+        Any,
+        typer.Option(
+            parser=parse_seeds, metavar="SEEDS", help="Such as 0-15 or 1,5,9-12.", show_default="0-15"
+        ),
+    ] = None,
     truncation: Annotated[
         float, typer.Option(callback=finite_number, help="1: full variety; 0: the mean picture.")
     ] = 1.0,
@@ -104,6 +108,19 @@ def generate(
         Path, typer.Option(parser=parse_path, metavar="DIR", help="Folder for the PNG files.")
     ] = Path("pictures"),
     grid: Annotated[bool, typer.Option("--grid", help="Also write grid.png with all pictures.")] = False,
+    num: Annotated[
+        int | None,
+        typer.Option(min=1, help="Instead of --seeds: so many, as shards; run it again to go on with them."),
+    ] = None,
+    first_seed: Annotated[
+        int | None, typer.Option(min=0, help="With --num: the seed to begin with.", show_default="0")
+    ] = None,
+    format_: Annotated[
+        ShardFormat | None, typer.Option("--format", help="With --num: of each shard.", show_default="png")
+    ] = None,
+    shard_size: Annotated[
+        int | None, typer.Option(min=1, help="With --num: pictures per shard.", show_default="1000")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 8,
     device: Annotated[
         str, typer.Option(callback=parse_device, help="auto, cpu, cuda, cuda:N or mps.")
@@ -113,11 +130,29 @@ def generate(
     revision: Revision = None,
     namespace: Namespace = None,
 ) -> None:
-    """Draw one PNG picture per seed."""
+    """Draw one PNG picture per seed, or with --num any number into shards of files.
+
+    Several processes share --num: accelerate launch -m stylenat_hub.cli generate MODEL --num 50000 ...
+    """
+    source = {"variant": variant, "revision": revision, "namespace": namespace}
+    sharded = {"first_seed": first_seed, "format": format_ and format_.value, "shard_size": shard_size}
+    sharded = {name: value for name, value in sharded.items() if value is not None}
+    if num is not None:
+        if seeds is not None or grid:
+            raise InputError("--num goes without --seeds and --grid: it draws the seeds from --first-seed on")
+        options = {"truncation_psi": truncation, "truncation_cutoff": cutoff, "batch_size": batch_size}
+        return _generate_shards(
+            lambda chosen: load_pipeline(model or builtin_model(), chosen, dtype.value, **source),
+            device,
+            output,
+            {"num": num, **sharded, **options},
+        )
+    if sharded:
+        raise InputError(f"--{min(sharded).replace('_', '-')} goes with --num: add it, or leave this out")
     from stylenat_hub import pictures
 
+    seeds = parse_seeds("0-15") if seeds is None else seeds
     pictures.check_writable(output)
-    source = {"variant": variant, "revision": revision, "namespace": namespace}
     pipeline = load_pipeline(model or builtin_model(), device, dtype.value, **source)
     label = {"version": _software()}
     options = {
@@ -129,6 +164,22 @@ def generate(
     written = pictures.write_pictures(pipeline, seeds, output, label=label, **options)
     also = f" and {written.grid.name}" if written.grid else ""
     typer.echo(f"wrote {written.count} picture{'s' * (written.count != 1)}{also} to {written.folder}")
+
+
+def _generate_shards(load: Any, device: str, output: Path, options: dict[str, Any]) -> None:
+    from stylenat_hub.files import check_writable
+    from stylenat_hub.metrics.processes import command_processes
+    from stylenat_hub.metrics.sampling import write_shards
+
+    with command_processes("stylenat_hub.cli", device) as processes:
+        processes.main(lambda: check_writable(output))
+        pipeline = processes.in_turn(lambda: load(processes.device(device)))
+        written = write_shards(pipeline, output, processes=processes, **options)
+        if processes.is_main:
+            before = f" ({written.before} were there)" if written.before else ""
+            shards = f"{written.shards} shard{'s' * (written.shards != 1)}{before}"
+            pictures = f"{written.pictures} picture{'s' * (written.pictures != 1)}"
+            typer.echo(f"wrote {pictures} in {shards} to {written.folder}")
 
 
 def load_pipeline(model: str, device: str, dtype: str, **source: Any) -> Any:
@@ -152,6 +203,9 @@ def _software() -> str:
     from stylenat_hub import __version__
 
     return f"stylenat_hub {__version__}"
+
+
+app.command()(cli_evaluate.evaluate)
 
 
 @app.command("list")

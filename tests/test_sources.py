@@ -29,7 +29,7 @@ from drawings import (
 from PIL import Image, ImageOps
 
 from stylenat_hub.errors import InputError
-from training.sources import BrokenImage, open_source
+from stylenat_hub.sources import BrokenImage, open_source
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from commands import FAST, here, run, wrong
 
 from stylenat_hub import GANPipeline, WaveletDiscriminator
 from stylenat_hub.errors import InputError
+from stylenat_hub.launch import missing_processes
 from training import checkpoints
 from training.export import app as export_app
-from training.launch import missing_processes
 from training.toy_churches import write_churches
 
 

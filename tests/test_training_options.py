@@ -12,9 +12,10 @@ import pytest
 import torch
 from commands import FAST, here, run, start, wait_for, wrong
 
-from stylenat_hub import GANPipeline
+from stylenat_hub import GANPipeline, launch
 from stylenat_hub.errors import InputError, WeightsError
-from training import checkpoints, export, launch
+from stylenat_hub.locks import locked
+from training import checkpoints, export
 from training.loop import Schedule
 from training.toy_churches import write_churches
 
@@ -56,7 +57,22 @@ def test_the_metric_compares_with_pictures_of_its_own(tmp_path, data):
     begin[begin.index("--output") + 1] = tmp_path / "b"
     wrong(*begin, "--eval-data", tmp_path / "small.zip", says="--allow-upscaling")  # before any training
     wrong(*begin, "--metric-images", "13", "--eval-data", other, says="--metric-images 12")
-    wrong(*begin, "--metric", "fid", says="allowed: swd, none")
+    wrong(*begin, "--metric", "swd,fud", says="the metric is 'fud'; allowed: swd, fid, kid, is, pr, dc, none")
+
+
+def test_several_metrics_of_features(tmp_path, data, monkeypatch):
+    """The same code as `stylenat evaluate`; figures of another network than the papers' say so."""
+    monkeypatch.setenv("STYLENAT_HUB_CACHE", str(tmp_path / "cache"))
+    begin = ["--preset", "tiny", "--data", data, "--output", tmp_path / "run", *FAST, "--stop-at", "16"]
+    begin += ["--metrics", "swd,fid,pr", "--metric-extractor", "random-conv"]
+    result = here(*begin, "--metric-every", "16", "--metric-images", "24")
+    assert result.exit_code == 0, result.output
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = [row for row in logged if "swd" in row]
+    assert [row["images"] for row in found] == [0, 16]
+    assert all(row["fid[random-conv]"] > 0 and 0 <= row["recall[random-conv]"] <= 1 for row in found)
+    other = [*begin[:-2], "--metric-every", "16", "--output", tmp_path / "b"]
+    wrong(*other, says="pt_inception-2015-12-05-6726825d.pth")  # before any training
 
 
 def test_accumulation_and_gradient_checkpointing_reach_the_same_gradients(tmp_path, data):
@@ -206,7 +222,7 @@ def test_the_list_of_presets_needs_nothing_else():
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path, data):
     begin = ["--preset", "tiny", "--data", data, "--output", tmp_path / "run", *FAST, "--stop-at", "8"]
-    with checkpoints.locked(tmp_path / "run"):
+    with locked(tmp_path / "run"):
         wrong(*begin, says="another run is writing into")
     assert here(*begin).exit_code == 0
 
@@ -263,7 +279,7 @@ def test_ending_the_launcher_ends_the_training_with_a_checkpoint(tmp_path, data,
 
 def released(output):
     try:
-        with checkpoints.locked(output):
+        with locked(output):
             return True
     except InputError:
         return False

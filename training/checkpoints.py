@@ -12,7 +12,6 @@ whole unless the disk damaged it, which the hashes tell.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -20,7 +19,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,34 +55,6 @@ class Checkpoint:
 
 def checkpoint_name(images: int) -> str:
     return f"images-{images:09d}"
-
-
-@contextlib.contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Hold a run's folder, so that no second run writes into it. Raises `InputError` if another one does.
-
-    The lock ends with the process, however it ends. Where the system has no such locks, nothing is held.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with explained(output):
-        output.mkdir(parents=True, exist_ok=True)
-        file = (output / ".lock").open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another run is writing into {str(output)!r}; wait for it or stop it, or name another "
-                "--output"
-            ) from None
-        except OSError:  # a file system without locks
-            yield
-            return
-        yield
 
 
 def list_checkpoints(output: Path) -> list[Path]:

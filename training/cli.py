@@ -10,8 +10,8 @@ import typer
 
 from stylenat_hub import signals
 from stylenat_hub.errors import InputError
+from stylenat_hub.launch import end_with_launcher, start_missing, together_on_cpu
 from stylenat_hub.options import License, Private, PushTo, one_sentence, parse_path
-from training.launch import end_with_launcher, start_missing, together_on_cpu
 
 app = typer.Typer(
     add_completion=False,
@@ -100,7 +100,15 @@ def train(
     checkpoints_total_limit: Annotated[int | None, typer.Option(min=1, help="Keep only the newest.")] = None,
     sample_every: Annotated[int, typer.Option(min=0, help="Images between grids; 0: none.")] = 20_000,
     samples: Annotated[int, typer.Option(min=1, max=4096, help="Pictures in a grid.")] = 64,
-    metric: Annotated[str, typer.Option(help="swd (sliced Wasserstein distance) or none.")] = "swd",
+    metric: Annotated[
+        str, typer.Option("--metric", "--metrics", help="Of swd, fid, kid, is, pr, dc, with commas; or none.")
+    ] = "swd",
+    metric_extractor: Annotated[
+        str, typer.Option(metavar="NAME", help="Network of fid and its like, as of stylenat evaluate.")
+    ] = "inception",
+    metric_weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Its weights: a file, a Hub id, or download.")
+    ] = None,
     metric_every: Annotated[int, typer.Option(min=0, help="Images between metrics; 0: none.")] = 50_000,
     metric_images: Annotated[
         int | None, typer.Option(min=2, help="Pictures that the metric compares; default: 1000, or all.")
@@ -163,6 +171,8 @@ def train(
             accept_changed_data=accept_changed_data,
             tracker=tracker,
             metric=metric,
+            metric_extractor=metric_extractor,
+            metric_weights=metric_weights,
             metric_images=metric_images,
             eval_data=eval_data,
             split=split,
@@ -196,7 +206,7 @@ def main() -> None:
     end_with_launcher()
     together_on_cpu()
     try:
-        start_missing()
+        start_missing("training.train")
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(1) from None

@@ -21,9 +21,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from stylenat_hub.decoding import TooSmall, square
 from stylenat_hub.errors import InputError
-from training.decoding import TooSmall, square
-from training.sources import BrokenImage, Source, open_source
+from stylenat_hub.sources import BrokenImage, Source, open_source
 
 __all__ = [
     "BrokenImage",

@@ -97,7 +97,7 @@ def _last_measured(log: Path, images: int) -> dict[str, float] | None:
     last = None
     for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
         row = json.loads(line)
-        if 0 < row["images"] <= images and any(name in row for name in METRICS):
+        if 0 < row["images"] <= images and any(name.partition("[")[0] in METRICS for name in row):
             last = row
     return {name: value for name, value in last.items() if name != "seconds"} if last else None
 

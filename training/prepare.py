@@ -26,11 +26,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from stylenat_hub import signals
+from stylenat_hub.decoding import TooSmall, square
 from stylenat_hub.errors import InputError
 from stylenat_hub.files import user_path, whole_file
 from stylenat_hub.options import one_sentence
-from training.decoding import TooSmall, square
-from training.sources import BrokenImage, Source, open_source
+from stylenat_hub.sources import BrokenImage, Source, open_source
 
 LOOK_AHEAD = 4  # pictures per worker that are encoded and wait for their turn
 Encoded = bytes | BrokenImage | TooSmall

@@ -23,13 +23,14 @@ from PIL import Image
 from stylenat_hub import signals
 from stylenat_hub.errors import ConfigError, InputError
 from stylenat_hub.files import check_writable, user_path
+from stylenat_hub.locks import locked
 from stylenat_hub.models.config import is_number
 from stylenat_hub.models.hit.autoencoder import Reconstruction, VQHiT
 from stylenat_hub.models.hit.config import HiTDiscriminatorConfig, VQHiTConfig
 from stylenat_hub.models.hit.discriminator import HiTDiscriminator
 from stylenat_hub.options import one_sentence, parse_path
 from stylenat_hub.pictures import write_picture
-from training import checkpoints, train
+from training import checkpoints, evaluate, train
 from training.cli import parse_set
 from training.data import Pictures
 from training.loop import Schedule, Trainer
@@ -216,7 +217,7 @@ def reconstruct(
     if accelerator.num_processes > 1:
         raise InputError("VQ-HiT trains on one process; start it with python -m training.reconstruct")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(checkpoints.locked(output))
+        stack.enter_context(locked(output))
         if checkpoint is not None:
             recipe, config, weight = _stored(checkpoint, overrides or {})
             _check_same(checkpoint, preset, config, adversarial, weight)
@@ -295,7 +296,7 @@ def _trainer(
     pictures = train.open_pictures(sources[0], config.resolution, recipe, options)
     still = dataclasses.replace(recipe, flip=False)
     measured = train.open_pictures(sources[1], config.resolution, still, options)
-    count = min(options.metric_images or train.DEFAULT_METRIC_IMAGES, len(measured))
+    count = min(options.metric_images or evaluate.DEFAULT_IMAGES, len(measured))
     shown = torch.stack([measured[i] for i in range(min(options.schedule.samples, len(measured)))])
     facts = {
         "autoencoder": config.to_dict(),

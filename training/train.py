@@ -34,19 +34,18 @@ import stylenat_hub
 from stylenat_hub.download import fetch
 from stylenat_hub.errors import ConfigError, InputError
 from stylenat_hub.files import check_writable, user_path
+from stylenat_hub.locks import locked
 from stylenat_hub.publish import make_repository
-from training import checkpoints
+from stylenat_hub.sources import open_source
+from training import checkpoints, evaluate
 from training.data import Pictures, ShardSampler, check_source, loader
-from training.evaluate import METRICS
 from training.loop import Schedule, Trainer
 from training.publisher import Publisher
 from training.recipes import Recipe
 from training.setup import facts_of, new_players, stored_players, trained_players
-from training.sources import Source, open_source
 from training.steps import Players
 
 CHANGEABLE = ("images", "decay_start", "d_lr", "g_lr", "r1", "r2", "clip_d")  # by --set when a run goes on
-DEFAULT_METRIC_IMAGES = 1_000
 TRACKERS = ("tensorboard", "wandb", "none")
 
 
@@ -55,9 +54,10 @@ class Options:
     """What changes how a run is computed and watched, and not what it learns.
 
     mixed_precision: "no", "bf16", "fp16", or None for what `accelerate launch` says. workers: processes that
-    read pictures. metric_images: pictures of each set that the metric compares; None: 1,000, or all if the
-    data has fewer. eval_data: pictures that the metric compares with; by default the training data. split: of
-    a Hugging Face data set.
+    read pictures. metric: names with commas, or none. metric_extractor, metric_weights: the network of those
+    that compare features. metric_images: pictures of each set that it compares; None: 1,000, or all if the
+    data has fewer. eval_data: pictures that it compares with; by default the training data. split: of a
+    Hugging Face data set.
     """
 
     schedule: Schedule = field(default_factory=Schedule)
@@ -71,6 +71,8 @@ class Options:
     accept_changed_data: bool = False
     tracker: str = "tensorboard"
     metric: str = "swd"
+    metric_extractor: str = "inception"
+    metric_weights: str | None = None
     metric_images: int | None = None
     eval_data: str | None = None
     split: str = "train"
@@ -110,7 +112,7 @@ def train(
     accelerator = make_accelerator(output, options)
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
-            stack.enter_context(checkpoints.locked(output))
+            stack.enter_context(locked(output))
         if checkpoint is not None:
             recipe = resumed_recipe(checkpoint, recipe, overrides or {})
             players = stored_players(recipe, checkpoint.state)
@@ -145,7 +147,7 @@ def _trainer(
 ) -> Trainer:
     """The trainer, its networks on their device and equal in all processes."""
     check_space(output, players)
-    metric = _metric(options, pictures, players.generator.resolution)
+    metric = evaluate.for_run(options, pictures.source, players.generator.resolution, accelerator.device)
     facts = {**facts_of(players), **run_facts(pictures)}
     for model in vars(players).values():
         model.to(accelerator.device)
@@ -367,19 +369,6 @@ def _agree(players: Any) -> None:
     for model in vars(players).values():
         for tensor in model.state_dict().values():
             tensor.copy_(broadcast(tensor))
-
-
-def _metric(options: Options, pictures: Pictures, resolution: int) -> Any:
-    if options.metric not in (*METRICS, "none"):
-        raise InputError(f"the metric is {options.metric!r}; allowed: {', '.join(METRICS)}, none")
-    if options.metric == "none" or not options.schedule.metric_every:
-        return None
-    source: Source = pictures.source
-    if options.eval_data:
-        source = open_source(options.eval_data, options.split)
-        check_source(source, resolution, options.allow_upscaling)
-    count = options.metric_images or min(DEFAULT_METRIC_IMAGES, len(source))
-    return METRICS[options.metric](source, resolution, count, options.allow_upscaling)
 
 
 def _print_start(said: str, trainer: Trainer, pictures: Pictures) -> None:

@@ -26,9 +26,9 @@ from typing import Any
 
 from PIL import Image
 
+from stylenat_hub.decoding import decode, extensions, reason
 from stylenat_hub.errors import InputError
 from stylenat_hub.files import user_path
-from training.decoding import decode, extensions, reason
 
 KINDS = (
     "a folder of images, a zip of images, an LMDB folder as StyleGAN2-pytorch writes it, a folder that "
