@@ -28,15 +28,18 @@ MOST_STEPS = 100
 
 
 def parse_sweep(text: str | None) -> list[float] | None:
-    """`truncation=0.5:1.0:0.1` -> [0.5, 0.6, ..., 1.0], both ends included. Raises `typer.BadParameter`."""
+    """`truncation=0.5:1.0:0.1` -> [0.5, 0.6, ..., 1.0], with the last one where the steps meet it.
+
+    Raises `typer.BadParameter`.
+    """
     if text is None:
         return None
     match = SWEEP.fullmatch(text)
     try:
         first, last, step = map(float, match.groups()) if match else (0.0, 0.0, 0.0)
-    except ValueError:
-        first = last = step = 0.0
-    count = int((last - first) / step + 1.000001) if step > 0 and last >= first else 0
+        count = int((last - first) / step + 1.000001) if step > 0 and last >= first else 0
+    except (ValueError, OverflowError):  # as 1.2.3, and numbers beyond any
+        count = 0
     if not 1 <= count <= MOST_STEPS:
         raise typer.BadParameter(
             f"{text!r} is no sweep of 1 to {MOST_STEPS} values; example: truncation=0.5:1.0:0.1"
@@ -142,18 +145,18 @@ def evaluate(
             source={"variant": variant, "revision": revision, "namespace": namespace},
             processes=processes,
         )
-        session.check(output, figure, neighbours, update_card)
+        session.check(output, figure, neighbours, update_card, len(seeds))
         reports = [session.report(first_seed, value, cutoff) for value in values]
         if not processes.is_main:
             return
+        if as_json:
+            typer.echo(json.dumps(reports[0] if sweep is None else reports, indent=2))
+        else:
+            typer.echo(measure.markdown(reports))
         written = session.write(reports, output, figure, update_card)
         if neighbours is not None:
             session.neighbours(neighbours, seeds, truncation, cutoff)
             written.append(neighbours)
-    if as_json:
-        typer.echo(json.dumps(reports[0] if sweep is None else reports, indent=2))
-    else:
-        typer.echo(measure.markdown(reports))
     for warning in dict.fromkeys(text for entry in reports for text in entry["warnings"]):
         typer.echo(f"warning: {warning}", err=True)
     for path in written:

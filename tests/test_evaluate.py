@@ -195,6 +195,13 @@ def test_a_named_file_without_features_is_not_replaced(zips, cache, tmp_path):
     assert file.read_bytes() == before
 
 
+def test_a_cache_that_cannot_be_written_shows_before_the_real_pictures(zips, monkeypatch):
+    monkeypatch.setenv("STYLENAT_HUB_CACHE", str(zips / "real.zip"))
+    monkeypatch.setattr(RealPictures, "picture", lambda *_: pytest.fail("it began to read"))
+    with pytest.raises(InputError, match=r"real\.zip"):
+        evaluation(zips, ("fid",)).score(lambda a, b: None, COUNT)
+
+
 def test_a_file_of_statistics_stands_for_pictures_that_are_not_at_hand(zips, cache, tmp_path):
     file, good = str(tmp_path / "stats.safetensors"), pictures(zips)
     wanted = evaluation(zips, ("fid", "pr"), stats=file).score(lambda a, b: good[a:b], COUNT)
@@ -312,6 +319,10 @@ def test_a_sweep_draws_its_curve_and_neighbours_a_sheet(zips, cache, tmp_path):
             "neighbours need real pictures (--data) and a metric",
         ),
         (["--update-card", "nowhere"], "there is no card 'nowhere'"),
+        (["--output", "a.json", "--stats", "./a.json"], "is named twice"),
+        (["--neighbours", "near.png", "--seeds", "0-64"], "a row per seed: 65; allowed: 64"),
+        (["--sweep", "truncation=0:1:0." + 310 * "0" + "1"], "is no sweep of 1 to 100 values"),
+        (["--sweep", f"truncation={'9' * 400}:{'9' * 400}:1"], "is no sweep of 1 to 100 values"),
         (["--update-card", ".", "--sweep", "truncation=0.5:1:0.5"], "a card states one measurement"),
     ],
 )

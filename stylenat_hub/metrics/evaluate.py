@@ -17,7 +17,7 @@ from stylenat_hub.errors import InputError
 from stylenat_hub.metrics.features import Extractor, network_name
 from stylenat_hub.metrics.processes import Processes
 from stylenat_hub.metrics.reference import BATCH, RealPictures, real_summary, shipped
-from stylenat_hub.metrics.score import METRICS, Scores, Summary, chosen, summarise
+from stylenat_hub.metrics.score import METRICS, Scores, Summary, check_counts, chosen, summarise
 from stylenat_hub.metrics.swd import SlicedWasserstein, sliced_wasserstein
 
 SWD_PICTURES = 2_000  # of each set at most: their descriptors stay in memory
@@ -93,6 +93,7 @@ class Evaluation:
         """
         scores: Scores = {}
         if self.metrics:
+            check_counts(self.metrics, count, len(self.real) if self.real else count)
             self._probe()
             real = self.summary()
             spans = self.processes.mine(count, BATCH)

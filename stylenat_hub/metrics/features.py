@@ -110,7 +110,7 @@ def load_extractor(
         _refuse_options("the extractor random-conv", weights, resize)
         return RandomConvExtractor(device=device)
     module, colon, attribute = spec.partition(":")
-    if not (colon and module and attribute):
+    if not (colon and module and attribute) or module.startswith("."):
         raise InputError(
             f"there is no extractor {spec!r}; allowed: {', '.join(KNOWN_EXTRACTORS)}, or module:attr for "
             "your own"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from stylenat_hub.options import choose_device
 from stylenat_hub.sources import open_source
 
 __all__ = ["Session", "markdown"]
+
+MOST_ROWS = 64  # of the sheet of neighbours: they are drawn at once
 
 
 @dataclass
@@ -99,21 +102,46 @@ class Session:
 
         return reports.model_facts(locate(self.name, **self._source()), self.source.get("variant"))
 
-    def check(self, output: Path | None, figure: Path | None, sheet: Path | None, card: Path | None) -> None:
-        """Raise `InputError` for what would fail only after the measurement: places that cannot be written, a
-        card that is not there, a sheet without what it shows."""
+    def check(
+        self,
+        output: Path | None,
+        figure: Path | None,
+        sheet: Path | None,
+        card: Path | None,
+        seeds: int = 0,
+    ) -> None:
+        """Raise `InputError` for what would fail only after the measurement, or take something away: places
+        that cannot be written or are named twice, a card that is not there, a sheet without what it shows.
+
+        seeds: how many the sheet is to show.
+        """
         chosen([name for name in self.metrics if name != "swd"])
         for path in (output, figure, sheet):
             if path is not None:
                 if path.is_dir():
                     raise InputError(f"{str(path)!r} is a folder; name a file")
                 check_writable(path.parent)
+        self._check_different(output, figure, sheet, card)
         if card is not None:
             reports.read_card(card)
         if figure is not None:
             sheets.curves()
         if sheet is not None and (self.data is None or set(self.metrics) <= {"swd"}):
             raise InputError("neighbours need real pictures (--data) and a metric of features, such as fid")
+        if sheet is not None and seeds > MOST_ROWS:
+            raise InputError(f"the sheet of neighbours has a row per seed: {seeds}; allowed: {MOST_ROWS}")
+
+    def _check_different(self, *outputs: Path | None) -> None:
+        """No output may be written over another, or over what is read."""
+        inputs = [Path(name) for name in (self.data, self.stats, self.weights) if name]
+        seen: set[str] = set()
+        for path in (*inputs, *outputs):
+            if path is not None and (real := os.path.realpath(path)) in seen:
+                raise InputError(
+                    f"{str(path)!r} is named twice; give each file that is read or written its own"
+                )
+            elif path is not None:
+                seen.add(real)
 
     def report(self, first_seed: int, truncation: float, cutoff: int | None) -> dict[str, Any]:
         """Measure the pictures of `num` seeds from the first one on; the report as `report.report` has it.

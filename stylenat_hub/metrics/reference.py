@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from stylenat_hub.contents import content
 from stylenat_hub.decoding import square
 from stylenat_hub.errors import InputError, shown
-from stylenat_hub.files import user_path, whole_file
+from stylenat_hub.files import check_writable, user_path, whole_file
 from stylenat_hub.metrics.features import Extractor, network_name
 from stylenat_hub.metrics.processes import Processes
 from stylenat_hub.metrics.score import Batches, Metric, Summary, summarise
@@ -145,6 +145,7 @@ def real_summary(
     # One process looks, and it alone reads: it measures, and another machine may not have the file.
     if processes.main(lambda: path.is_file() and _usable(path, facts, features, named=file is not None)):
         return load(path, facts) if processes.is_main else None
+    processes.main(lambda: check_writable(path.parent))  # before hours are spent on what is to be kept there
     batches = real.batches(processes)
     wanted = [metric for metric in metrics if metric.real]
     summary = summarise(progress(batches) if progress else batches, len(real), extractor, wanted, processes)
@@ -191,7 +192,6 @@ def save(path: Path, summary: Summary, facts: Mapping[str, Any]) -> None:
     tensors = {f"statistics/{name}": tensor for name, tensor in summary.statistics.state().items()}
     if summary.features is not None:
         tensors["features"] = summary.features.contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary:
         save_file(tensors, temporary, metadata={_KEY: json.dumps(facts, sort_keys=True)})
 

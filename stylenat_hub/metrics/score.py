@@ -134,6 +134,16 @@ def chosen(names: Sequence[str]) -> list[Metric]:
     return [METRICS[name] for name in names]
 
 
+def check_counts(metrics: Sequence[Metric], *counts: int) -> None:
+    """Raise `InputError` if a set of so many pictures is too small for one of the metrics."""
+    fewest = min(counts)
+    for metric in metrics:
+        if fewest < metric.pictures:
+            raise InputError(
+                f"{metric.title} needs {metric.pictures} pictures or more of each set, and there are {fewest}"
+            )
+
+
 def summarise(
     batches: Batches,
     count: int,
@@ -146,11 +156,7 @@ def summarise(
     Raises `InputError` if a metric needs logits and the extractor has none, or the set is too small;
     `ProcessError` if another process failed.
     """
-    for metric in metrics:
-        if count < metric.pictures:
-            raise InputError(
-                f"{metric.title} needs {metric.pictures} pictures or more of each set, and there are {count}"
-            )
+    check_counts(metrics, count)
     needs = frozenset().union(*(metric.needs for metric in metrics))
     parts = (processes or Processes()).each(lambda: _part(batches, count, extractor, needs))
     return _merged(parts, count)
