@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -121,7 +122,10 @@ def scored_by(rank, world, zips, port, output):
     measured = Evaluation(
         ALL, real_of(zips), load_extractor("random-conv"), processes, output + ".stats", True
     )
-    scores = measured.score(lambda a, b: good[a:b], COUNT)
+    measured.score(lambda a, b: good[a:b], COUNT)
+    again = dataclasses.replace(measured)  # whose real side is in the file, which the first process reads
+    for _ in range(2):  # as a sweep does
+        scores = again.score(lambda a, b: good[a:b], COUNT)
     if rank == 0:
         Path(output).write_text(json.dumps(scores))
     processes.each(lambda: None)  # nobody goes while another still reads

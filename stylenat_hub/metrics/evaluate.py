@@ -50,22 +50,26 @@ class Evaluation:
         if self.real is None and pictures:
             raise InputError(f"{', '.join(self.names)}: this needs real pictures; name them with --data")
         self._known: Summary | None = None
+        self._looked = False
         self.shipped: dict[str, Any] | None = None  # what the statistics are of, if there are no pictures
         self._descriptors: SlicedWasserstein | None = None
 
     def summary(self) -> Summary | None:
-        """The real side, computed or read once."""
-        if self._known is None and self.real is None and any(metric.real for metric in self.metrics):
-            self._known, self.shipped = shipped(self.stats, self.extractor, self.metrics)
-        if self._known is None and any(metric.real for metric in self.metrics):
-            self._known = real_summary(
-                self.real,
-                self.extractor,
-                self.metrics,
-                processes=self.processes,
-                file=self.stats,
-                progress=lambda batches: self._bar(batches, len(self.real), "real pictures"),
-            )
+        """The real side, computed or read once; None if no metric needs it, or on another process than the
+        main one, which measures."""
+        if not self._looked and any(metric.real for metric in self.metrics):
+            if self.real is None:
+                self._known, self.shipped = shipped(self.stats, self.extractor, self.metrics)
+            else:
+                self._known = real_summary(
+                    self.real,
+                    self.extractor,
+                    self.metrics,
+                    processes=self.processes,
+                    file=self.stats,
+                    progress=lambda batches: self._bar(batches, len(self.real), "real pictures"),
+                )
+        self._looked = True  # by all processes alike, whether they have it or not
         return self._known
 
     def parameters(self) -> dict[str, dict[str, Any]]:
