@@ -37,7 +37,7 @@ def run(*arguments):
 def started(*arguments, program=CLI):
     """A process of its own, on one thread."""
     line = [sys.executable, *program, *map(str, arguments)]
-    environment = {**ONE_THREAD, "PYTHONPATH": str(ROOT)}
+    environment = {**ONE_THREAD, "PYTHONPATH": str(ROOT), "TQDM_MININTERVAL": "0"}  # every step of a bar
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(line, cwd=ROOT, env=environment, **pipes)
 
