@@ -20,6 +20,7 @@ from stylenat_hub.options import (
     DEBUG,
     AsJson,
     Debug,
+    Device,
     Dtype,
     License,
     Namespace,
@@ -30,7 +31,6 @@ from stylenat_hub.options import (
     choose_device,
     finite_number,
     one_sentence,
-    parse_device,
     parse_path,
     parse_seeds,
 )
@@ -122,9 +122,7 @@ def generate(
         int | None, typer.Option(min=1, help="With --num: pictures per shard.", show_default="1000")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 8,
-    device: Annotated[
-        str, typer.Option(callback=parse_device, help="auto, cpu, cuda, cuda:N or mps.")
-    ] = "auto",
+    device: Device = "auto",
     dtype: Annotated[Dtype, typer.Option(help="Type to compute in.")] = Dtype.float32,
     variant: Variant = None,
     revision: Revision = None,
@@ -303,9 +301,7 @@ def benchmark(
         typer.Argument(help="Shape to build: a name of `stylenat list`, or stylenat-tiny (no folders)."),
     ] = "stylenat-ffhq-256",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
-    device: Annotated[
-        str, typer.Option(callback=parse_device, help="auto, cpu, cuda, cuda:N or mps.")
-    ] = "cpu",
+    device: Device = "cpu",
     dtype: Annotated[Dtype, typer.Option(help="Type to compute in.")] = Dtype.float32,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: torch's choice.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each kind; the median counts.")] = 5,

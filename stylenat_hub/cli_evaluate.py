@@ -1,4 +1,4 @@
-"""`stylenat evaluate`: the words on the command line, around `metrics.evaluate`."""
+"""`stylenat evaluate`: the words on the command line, around `metrics.measure.Session`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import typer
 from stylenat_hub.errors import InputError
 from stylenat_hub.options import (
     AsJson,
+    Device,
     Dtype,
     Namespace,
     Revision,
     Variant,
     finite_number,
-    parse_device,
     parse_path,
     parse_seeds,
 )
@@ -105,9 +105,7 @@ def evaluate(
         Path | None,
         typer.Option(parser=parse_path, metavar="PATH", help="Write the figures into this card's header."),
     ] = None,
-    device: Annotated[
-        str, typer.Option(callback=parse_device, help="auto, cpu, cuda, cuda:N or mps.")
-    ] = "auto",
+    device: Device = "auto",
     dtype: Annotated[Dtype, typer.Option(help="Type to compute the pictures in.")] = Dtype.float32,
     variant: Variant = None,
     revision: Revision = None,

@@ -162,6 +162,7 @@ def parse_path(text: str | Path) -> Path:
 
 
 Debug = Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error.")]
+Device = Annotated[str, typer.Option(callback=parse_device, help="auto, cpu, cuda, cuda:N or mps.")]
 Variant = Annotated[str | None, typer.Option(help="Weights saved under this name, such as bf16.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")]
 Namespace = Annotated[

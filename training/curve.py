@@ -13,6 +13,7 @@ import typer
 
 from stylenat_hub.errors import InputError
 from stylenat_hub.files import whole_file
+from stylenat_hub.metrics.sheets import figure_class
 from stylenat_hub.options import one_sentence
 from training.monitor import LOG
 
@@ -36,11 +37,7 @@ def draw_curves(runs: list[Path], metric: str, output: Path, *, log: bool = Fals
     """One line per run, named after its folder, as a PNG written whole or not at all. log: a logarithmic
     axis for the values."""
     curves = {run.name: read_curve(run, metric) for run in runs}
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("curves need matplotlib: pip install matplotlib") from error
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = figure_class()(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, (images, values) in curves.items():
         axes.plot(images, values, marker="o", markersize=3, label=name)

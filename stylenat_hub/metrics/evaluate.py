@@ -150,7 +150,11 @@ def labelled(name: str, extractor: Extractor) -> str:
 def drawn_by(
     generator: Any, seeds: Sequence[int], *, truncation_psi: float = 1.0, truncation_cutoff: int | None = None
 ) -> Draw:
-    """Draws the pictures of these seeds with a generator, rounded to 8 bits as a PNG has them."""
+    """Draws the pictures of these seeds with a generator, rounded to 8 bits as a PNG has them.
+
+    In whole batches, which is faster; single pixels may be one step of 8 bits from those of `GANPipeline`,
+    which draws a seed alike in every batch.
+    """
     from stylenat_hub.pipeline import latents
 
     def draw(start: int, stop: int) -> torch.Tensor:

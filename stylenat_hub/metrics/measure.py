@@ -125,9 +125,11 @@ class Session:
         if card is not None:
             reports.read_card(card)
         if figure is not None:
-            sheets.curves()
+            sheets.figure_class()
         if sheet is not None and (self.data is None or set(self.metrics) <= {"swd"}):
             raise InputError("neighbours need real pictures (--data) and a metric of features, such as fid")
+        if sheet is not None:
+            sheets.check_neighbours(self.real)
         if sheet is not None and seeds > MOST_ROWS:
             raise InputError(f"the sheet of neighbours has a row per seed: {seeds}; allowed: {MOST_ROWS}")
 

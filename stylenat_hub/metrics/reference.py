@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,10 @@ class RealPictures:
     def __len__(self) -> int:
         return len(self.source) if self.count is None else self.count
 
+    @cached_property
+    def _content(self) -> str:
+        return content(self.source)  # of every file, so once
+
     def indices(self) -> np.ndarray:
         """Which pictures of the source, ascending."""
         if len(self) == len(self.source):
@@ -93,7 +98,7 @@ class RealPictures:
         """What fixes these pictures, as plain data."""
         return {
             "fingerprint": self.source.fingerprint,
-            "content": content(self.source),
+            "content": self._content,
             "allow_upscaling": self.allow_upscaling,
             "pictures": len(self.source),
             "used": len(self),
@@ -142,9 +147,10 @@ def real_summary(
     path = user_path(file) if file is not None else cached_at(real, extractor)
     facts = describe(real, extractor)
     features = any("features" in metric.needs for metric in metrics)
+    known: list[Summary] = []
     # One process looks, and it alone reads: it measures, and another machine may not have the file.
-    if processes.main(lambda: path.is_file() and _usable(path, facts, features, named=file is not None)):
-        return load(path, facts) if processes.is_main else None
+    if processes.main(lambda: _found(path, facts, features, file is not None, known)):
+        return known[0] if known else None
     processes.main(lambda: check_writable(path.parent))  # before hours are spent on what is to be kept there
     batches = real.batches(processes)
     wanted = [metric for metric in metrics if metric.real]
@@ -153,12 +159,17 @@ def real_summary(
     return summary
 
 
-def _usable(path: Path, facts: Mapping[str, Any], features: bool, named: bool) -> bool:
-    """Has the file what is needed? One of the cache is made anew if not; a named one is never replaced."""
-    usable = _has(load(path, facts), features)
-    if named and not usable:
+def _found(path: Path, facts: Mapping[str, Any], features: bool, named: bool, known: list[Summary]) -> bool:
+    """Is what is needed in the file? Then it is put into `known`. A file of the cache is made anew if not; a
+    named one is never replaced."""
+    if not path.is_file():
+        return False
+    summary = load(path, facts)
+    if _has(summary, features):
+        known.append(summary)
+    elif named:
         raise InputError(f"{str(path)!r} was made without features; name another file, or delete this one")
-    return usable
+    return bool(known)
 
 
 def _has(summary: Summary, features: bool) -> bool:
@@ -198,7 +209,13 @@ def save(path: Path, summary: Summary, facts: Mapping[str, Any]) -> None:
 
 def load(path: Path, wanted: Mapping[str, Any]) -> Summary:
     """Read statistics. Raises `InputError` if the file is damaged, or for something else than `wanted`."""
-    written, tensors = _read(path)
+    return _summary(path, *_read(path), wanted)
+
+
+def _summary(
+    path: Path, written: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], wanted: Mapping[str, Any]
+) -> Summary:
+    """What `_read` has read, checked against what is wanted and in itself."""
     _check_same(path, written, json.loads(json.dumps(wanted)))
     prefix = "statistics/"
     state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

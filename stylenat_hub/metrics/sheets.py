@@ -19,10 +19,17 @@ from stylenat_hub.metrics.manifolds import nearest
 from stylenat_hub.metrics.reference import RealPictures
 from stylenat_hub.metrics.report import figures
 
+NEIGHBOURS = 5  # in a row of the sheet
 _TITLE = 18  # px above all
 _LABEL = 14  # px above each picture
 _GAP = 4
 _SMALLEST = 64  # px of a cell; smaller pictures are enlarged without smoothing
+
+
+def check_neighbours(real: RealPictures, k: int = NEIGHBOURS) -> None:
+    """Raise `InputError` if there are not so many real pictures."""
+    if k < 1 or k > len(real):
+        raise InputError(f"{k} neighbours are asked for; allowed: from 1 to the {len(real)} real pictures")
 
 
 def neighbours(
@@ -32,7 +39,7 @@ def neighbours(
     features: torch.Tensor,
     extractor: Extractor,
     *,
-    k: int = 5,
+    k: int = NEIGHBOURS,
     title: str = "",
 ) -> PIL.Image.Image:
     """A row per seed: the generated picture, then the `k` real ones nearest to it in feature space, nearest
@@ -40,8 +47,7 @@ def neighbours(
 
     features: [N, D] of `real`, in its order. Raises `InputError` if there are fewer real pictures than k.
     """
-    if k < 1 or k > len(real):
-        raise InputError(f"{k} neighbours are asked for; allowed: from 1 to the {len(real)} real pictures")
+    check_neighbours(real, k)
     images = draw(0, len(seeds))
     own, _ = extractor(images)
     found, distances = nearest(features, own.cpu(), k=k)
@@ -74,7 +80,7 @@ def _sheet(rows: list[list[tuple[str, torch.Tensor]]], title: str = "") -> PIL.I
     return sheet
 
 
-def curves() -> Any:
+def figure_class() -> Any:
     """matplotlib's class of figures. Raises `InputError` if it is missing."""
     try:
         from matplotlib.figure import Figure
@@ -89,13 +95,13 @@ def draw_sweep(reports: Sequence[Mapping[str, Any]], path: str | os.PathLike[str
 
     Raises `InputError` if matplotlib is missing.
     """
-    figure_class = curves()
+    new_figure = figure_class()
     psi = [entry["generated"]["truncation_psi"] for entry in reports]
     scores = [entry["scores"] for entry in reports]
     names = figures(scores[0])
     fid, recall = (next((n for n in names if n.startswith(kind)), None) for kind in ("fid", "recall"))
     paired = fid is not None and recall is not None
-    figure = figure_class(figsize=(7, 4.5 if paired else 2.2 * len(names) + 0.6), layout="constrained")
+    figure = new_figure(figsize=(7, 4.5 if paired else 2.2 * len(names) + 0.6), layout="constrained")
     if paired:
         axes = figure.subplots()
         axes.plot([s[recall] for s in scores], [s[fid] for s in scores], marker="o")
