@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from stylenat_hub import cli_evaluate, signals
+from stylenat_hub import cli_evaluate, cli_generate, signals
+from stylenat_hub.cli_models import builtin_model
 from stylenat_hub.errors import InputError
 from stylenat_hub.options import (
     DEBUG,
@@ -26,13 +27,10 @@ from stylenat_hub.options import (
     Namespace,
     Private,
     Revision,
-    ShardFormat,
     Variant,
     choose_device,
-    finite_number,
     one_sentence,
     parse_path,
-    parse_seeds,
 )
 
 
@@ -55,19 +53,6 @@ app = typer.Typer(
 )
 
 
-def builtin_model() -> str:
-    """The model to use where none is named. Raises `InputError` while this version ships none."""
-    from stylenat_hub.hub import builtin_models
-
-    names = builtin_models()
-    if not names:
-        raise InputError(
-            "this version ships no trained model yet, so name one: a folder that python -m "
-            "conversion.convert wrote, or a Hub id (`stylenat list` shows the zoo)"
-        )
-    return names[0]
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         from stylenat_hub import __version__
@@ -86,123 +71,7 @@ def _common(
     """Pictures from transformer GANs: StyleNAT and its relatives."""
 
 
-@app.command()
-def generate(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="Zoo name, folder or Hub id; default: the built-in model.", show_default=False),
-    ] = None,
-    seeds: Annotated[
-        Any,
-        typer.Option(
-            parser=parse_seeds, metavar="SEEDS", help="Such as 0-15 or 1,5,9-12.", show_default="0-15"
-        ),
-    ] = None,
-    truncation: Annotated[
-        float, typer.Option(callback=finite_number, help="1: full variety; 0: the mean picture.")
-    ] = 1.0,
-    cutoff: Annotated[
-        int | None, typer.Option(min=0, help="Truncate only so many of the styles, the coarse ones first.")
-    ] = None,
-    output: Annotated[
-        Path, typer.Option(parser=parse_path, metavar="DIR", help="Folder for the PNG files.")
-    ] = Path("pictures"),
-    grid: Annotated[bool, typer.Option("--grid", help="Also write grid.png with all pictures.")] = False,
-    num: Annotated[
-        int | None,
-        typer.Option(min=1, help="Instead of --seeds: so many, as shards; run it again to go on with them."),
-    ] = None,
-    first_seed: Annotated[
-        int | None, typer.Option(min=0, help="With --num: the seed to begin with.", show_default="0")
-    ] = None,
-    format_: Annotated[
-        ShardFormat | None, typer.Option("--format", help="With --num: of each shard.", show_default="png")
-    ] = None,
-    shard_size: Annotated[
-        int | None, typer.Option(min=1, help="With --num: pictures per shard.", show_default="1000")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 8,
-    device: Device = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="Type to compute in.")] = Dtype.float32,
-    variant: Variant = None,
-    revision: Revision = None,
-    namespace: Namespace = None,
-) -> None:
-    """Draw one PNG picture per seed, or with --num any number into shards of files.
-
-    Several processes share --num: accelerate launch -m stylenat_hub.cli generate MODEL --num 50000 ...
-    """
-    source = {"variant": variant, "revision": revision, "namespace": namespace}
-    sharded = {"first_seed": first_seed, "format": format_ and format_.value, "shard_size": shard_size}
-    sharded = {name: value for name, value in sharded.items() if value is not None}
-    if num is not None:
-        if seeds is not None or grid:
-            raise InputError("--num goes without --seeds and --grid: it draws the seeds from --first-seed on")
-        options = {"truncation_psi": truncation, "truncation_cutoff": cutoff, "batch_size": batch_size}
-        return _generate_shards(
-            lambda chosen: load_pipeline(model or builtin_model(), chosen, dtype.value, **source),
-            device,
-            output,
-            {"num": num, **sharded, **options},
-        )
-    if sharded:
-        raise InputError(f"--{min(sharded).replace('_', '-')} goes with --num: add it, or leave this out")
-    from stylenat_hub import pictures
-
-    seeds = parse_seeds("0-15") if seeds is None else seeds
-    pictures.check_writable(output)
-    pipeline = load_pipeline(model or builtin_model(), device, dtype.value, **source)
-    label = {"version": _software()}
-    options = {
-        "truncation_psi": truncation,
-        "truncation_cutoff": cutoff,
-        "batch_size": batch_size,
-        "grid": grid,
-    }
-    written = pictures.write_pictures(pipeline, seeds, output, label=label, **options)
-    also = f" and {written.grid.name}" if written.grid else ""
-    typer.echo(f"wrote {written.count} picture{'s' * (written.count != 1)}{also} to {written.folder}")
-
-
-def _generate_shards(load: Any, device: str, output: Path, options: dict[str, Any]) -> None:
-    from stylenat_hub.files import check_writable
-    from stylenat_hub.metrics.processes import command_processes
-    from stylenat_hub.metrics.sampling import write_shards
-
-    with command_processes("stylenat_hub.cli", device) as processes:
-        processes.main(lambda: check_writable(output))
-        pipeline = processes.in_turn(lambda: load(processes.device(device)))
-        written = write_shards(pipeline, output, processes=processes, **options)
-        if processes.is_main:
-            before = f" ({written.before} were there)" if written.before else ""
-            shards = f"{written.shards} shard{'s' * (written.shards != 1)}{before}"
-            pictures = f"{written.pictures} picture{'s' * (written.pictures != 1)}"
-            typer.echo(f"wrote {pictures} in {shards} to {written.folder}")
-
-
-def load_pipeline(model: str, device: str, dtype: str, **source: Any) -> Any:
-    """A `GANPipeline` on a device (see `choose_device`), in a type named as torch names it.
-
-    source: further arguments of `GANPipeline.from_pretrained`.
-    """
-    import torch
-
-    from stylenat_hub.pipeline import GANPipeline
-
-    chosen = choose_device(device)
-    pipeline = GANPipeline.from_pretrained(model, dtype=getattr(torch, dtype), **source)
-    if chosen.type != "cpu":  # where it is; diffusers would warn that float16 cannot run there, and it can
-        pipeline.to(chosen)
-    pipeline.set_progress_bar_config(desc="pictures", unit="", leave=False, file=sys.stderr)
-    return pipeline
-
-
-def _software() -> str:
-    from stylenat_hub import __version__
-
-    return f"stylenat_hub {__version__}"
-
-
+app.command()(cli_generate.generate)
 app.command()(cli_evaluate.evaluate)
 
 

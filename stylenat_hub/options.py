@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_SEEDS = 1_000_000  # in one command: a guard against typing mistakes
 MAX_TRUNCATION = 1e6  # far beyond any picture; larger ones overflow in float32
+MAX_SWEEP = 100  # values of truncation in one command
 DEBUG = "--debug"
 _USAGE = typer.BadParameter.__base__  # typer shows these itself, with the usage, and exits with 2
 
@@ -118,6 +119,33 @@ def parse_seeds(text: str) -> list[int]:
             )
         seeds |= dict.fromkeys(range(first, last + 1))
     return list(seeds)
+
+
+def parse_truncations(text: str) -> list[float]:
+    """`0.5,0.7,1` -> [0.5, 0.7, 1.0], each once. Raises `typer.BadParameter`, naming the wrong part."""
+    values = dict.fromkeys(finite_number(_number(part, text)) for part in text.split(","))
+    if len(values) > MAX_SWEEP:
+        raise typer.BadParameter(f"{text!r:.60} are {len(values)} truncations; allowed: up to {MAX_SWEEP}")
+    return list(values)
+
+
+def parse_strengths(text: str) -> dict[str, float]:
+    """`sefa-1=2.5,pca-3=-1` -> {"sefa-1": 2.5, "pca-3": -1.0}. Raises `typer.BadParameter`."""
+    strengths: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = (piece.strip() for piece in part.rpartition("="))
+        if not (name and equals) or name in strengths:
+            why = "is there twice" if name in strengths else "is no NAME=STRENGTH"
+            raise typer.BadParameter(f"{part!r} in {text!r} {why}; example: sefa-1=2.5,sefa-3=-1")
+        strengths[name] = finite_number(_number(number, text))
+    return strengths
+
+
+def _number(part: str, text: str) -> float:
+    try:
+        return float(part)
+    except ValueError:
+        raise typer.BadParameter(f"{part!r} in {text!r} is no number; example: 0.5,0.7,1") from None
 
 
 def choose_device(name: str) -> torch.device:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import PIL.Image
 from PIL.PngImagePlugin import PngInfo
 
 from stylenat_hub.errors import InputError
 from stylenat_hub.files import check_writable, user_path, whole_file
-from stylenat_hub.pipeline import GANPipeline, check_seeds
+from stylenat_hub.pipeline import Edit, GANPipeline, check_seeds
+from stylenat_hub.sheet import Sheet, cell_side
 from stylenat_hub.signals import Interrupted
 
+if TYPE_CHECKING:
+    import torch
+
+GRID = "grid.png"
+MAX_CHECKED = 1_000_000
 GRID_SIDE = 8192  # px; larger grids shrink their cells, so that thousands of pictures still fit into memory
 
 
@@ -29,9 +36,15 @@ class Written:
     grid: Path | None
 
 
-def picture_name(seed: int) -> str:
-    """`seed0000000007.png`: as many digits as the largest seed has, so that names sort as seeds do."""
-    return f"seed{seed:010d}.png"
+def picture_name(seed: int, psi: float | None = None) -> str:
+    """`seed0000000007.png`: as many digits as the largest seed has, so that names sort as seeds do. psi: the
+    truncation, where one seed has several pictures: `seed0000000007-psi0.7.png`."""
+    return f"seed{seed:010d}{'' if psi is None else f'-psi{psi:g}'}.png"
+
+
+def style_name(number: int) -> str:
+    """`style000007.png`: the picture of a style in a file."""
+    return f"style{number:06d}.png"
 
 
 def write_pictures(
@@ -39,8 +52,10 @@ def write_pictures(
     seeds: Sequence[int],
     folder: str | os.PathLike[str],
     *,
-    truncation_psi: float = 1.0,
+    truncation_psi: float | Sequence[float] = 1.0,
     truncation_cutoff: int | None = None,
+    truncation_centers: torch.Tensor | None = None,
+    edit: Edit | None = None,
     batch_size: int = 8,
     grid: bool = False,
     label: Mapping[str, str] | None = None,
@@ -48,33 +63,116 @@ def write_pictures(
     """Draw one PNG per seed into `folder`, and with `grid` also `grid.png`; pictures there of the same name
     are replaced.
 
-    Each PNG has the text chunks model, seed (the grid: seeds), truncation_psi, truncation_cutoff, and those
-    in `label`.
+    truncation_psi: several make a sweep: a PNG per seed and value, and a grid with a row per seed. Each PNG
+    has the text chunks model, seed (the grid: seeds), truncation_psi, truncation_cutoff, and those in
+    `label`. Other arguments: `GANPipeline.__call__`.
 
     Raises:
         InputError: an argument out of its range (see `GANPipeline`), or a folder that cannot be written.
         Interrupted: Ctrl-C; what is written is whole, and there is no grid.
     """
     seeds, folder = check_seeds(seeds), user_path(folder)
-    count = 0
-    check_writable(folder)
-    _check_names(folder, seeds)
-    options = {"truncation_psi": truncation_psi, "truncation_cutoff": truncation_cutoff}
-    about = {**drawn_by(pipeline, options), **(label or {})}
-    sheet = Grid(len(seeds), pipeline.generator.resolution) if grid else None
-    try:
-        for batch in pipeline.iterate(seeds, batch_size=batch_size, **options):
-            for image, seed in zip(batch.images, batch.seeds, strict=True):
-                write_picture(image, folder / picture_name(seed), {**about, "seed": str(seed)})
-                if sheet:
-                    sheet.add(image)
-                count += 1
+    sweep = isinstance(truncation_psi, Sequence) and len(truncation_psi) > 1
+    values = list(truncation_psi) if isinstance(truncation_psi, Sequence) else [truncation_psi]
+    names = {picture_name(seed, psi if sweep else None) for psi in values for seed in _few(seeds)}
+    steering = {"truncation_cutoff": truncation_cutoff, "truncation_centers": truncation_centers}
+    for psi in values:  # all arguments are checked before anything is drawn
+        pipeline.iterate(seeds, truncation_psi=psi, batch_size=batch_size, **steering)
+    sheet = _sheet_of(pipeline, seeds, values) if grid else None
+    with _writing(folder, names, len(seeds) * len(values)) as written:
+        for column, psi in enumerate(values):
+            options = {"truncation_psi": psi, "truncation_cutoff": truncation_cutoff}
+            about = {**drawn_by(pipeline, options), **(label or {})}
+            steered = {**options, "truncation_centers": truncation_centers, "edit": edit}
+            place = 0
+            for batch in pipeline.iterate(seeds, batch_size=batch_size, **steered):
+                for image, seed in zip(batch.images, batch.seeds, strict=True):
+                    name = picture_name(seed, psi if sweep else None)
+                    written.add(image, name, {**about, "seed": str(seed)})
+                    _show(sheet, place, column, image)
+                    place += 1
         if sheet:
-            write_picture(sheet.image, folder / "grid.png", {**about, "seeds": ",".join(map(str, seeds))})
+            about |= {"seeds": ",".join(map(str, seeds)), "truncation_psi": ",".join(map(str, values))}
+            written.finish(sheet.image, about)
+    return Written(folder, written.count, folder / GRID if sheet else None)
+
+
+def write_styles(
+    pipeline: GANPipeline,
+    ws: torch.Tensor,
+    folder: str | os.PathLike[str],
+    *,
+    truncation_psi: float | Sequence[float] = 1.0,
+    truncation_cutoff: int | None = None,
+    truncation_centers: torch.Tensor | None = None,
+    edit: Edit | None = None,
+    batch_size: int = 8,
+    grid: bool = False,
+    label: Mapping[str, str] | None = None,
+) -> Written:
+    """Draw one PNG per style of ws [n, num_ws, w_dim]: `style000000.png`. Arguments and errors as in
+    `write_pictures`, but for a sweep of truncations, which is refused."""
+    folder = user_path(folder)
+    values = list(truncation_psi) if isinstance(truncation_psi, Sequence) else [truncation_psi]
+    if len(values) > 1:
+        raise InputError(f"styles are drawn at one truncation, not at {len(values)}; name one, or give seeds")
+    options = {"truncation_psi": values[0], "truncation_cutoff": truncation_cutoff}
+    about = {**drawn_by(pipeline, options), **(label or {})}
+    ws = pipeline.generator.truncate(ws, values[0], truncation_cutoff, truncation_centers)
+    ws = ws if edit is None else edit(ws)
+    sheet = Grid(len(ws), pipeline.generator.resolution) if grid else None
+    with _writing(folder, {style_name(number) for number in range(len(ws))}, len(ws)) as written:
+        for number, w in enumerate(ws):
+            image = pipeline.draw(w[None])[0]
+            written.add(image, style_name(number), {**about, "style": str(number)})
+            _show(sheet, number, 0, image)
+        if sheet:
+            written.finish(sheet.image, about)
+    return Written(folder, written.count, folder / GRID if sheet else None)
+
+
+class _Writing:
+    """The pictures of one command, as they come."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+
+    def add(self, image: PIL.Image.Image, name: str, about: Mapping[str, str]) -> None:
+        write_picture(image, self.folder / name, about)
+        self.count += 1
+
+    def finish(self, sheet: PIL.Image.Image, about: Mapping[str, str]) -> None:
+        write_picture(sheet, self.folder / GRID, about)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path, names: Collection[str], total: int) -> Iterator[_Writing]:
+    """Check the folder; Ctrl-C becomes `Interrupted`, which says how many pictures are there."""
+    check_writable(folder)
+    _check_names(folder, names)
+    writing = _Writing(folder)
+    try:
+        yield writing
     except KeyboardInterrupt:
-        kept = f"{count} of {len(seeds)} pictures are in {folder}" if count else "no picture was written"
+        count = writing.count
+        kept = f"{count} of {total} pictures are in {folder}" if count else "no picture was written"
         raise Interrupted(kept) from None
-    return Written(folder, count, folder / "grid.png" if sheet else None)
+
+
+def _sheet_of(pipeline: GANPipeline, seeds: Sequence[int], values: Sequence[float]) -> Grid | Sheet:
+    side = pipeline.generator.resolution
+    if len(values) == 1:
+        return Grid(len(seeds), side)
+    cell = cell_side(side, len(values), len(seeds))
+    labels = {"row_labels": [str(s) for s in seeds], "column_labels": [f"psi {v:g}" for v in values]}
+    return Sheet(len(seeds), len(values), cell, **labels)
+
+
+def _show(sheet: Grid | Sheet | None, row: int, column: int, image: PIL.Image.Image) -> None:
+    if isinstance(sheet, Grid):
+        sheet.add(image)
+    elif sheet:
+        sheet.put(row, column, image)
 
 
 def write_picture(image: PIL.Image.Image, path: str | os.PathLike[str], about: Mapping[str, str]) -> None:
@@ -99,12 +197,15 @@ def text_chunks(about: Mapping[str, str]) -> PngInfo:
     return chunks
 
 
-def _check_names(folder: Path, seeds: Sequence[int]) -> None:
+def _few(seeds: Sequence[int]) -> Sequence[int]:
+    """Seeds whose files' names are looked for beforehand; a longer list would take longer than drawing."""
+    return seeds[:MAX_CHECKED]
+
+
+def _check_names(folder: Path, names: Collection[str]) -> None:
     """Raise `InputError` if a folder has the name of a picture, before anything is drawn."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        match = re.fullmatch(r"seed(\d{10})\.png", path.name)
-        taken = path.name == "grid.png" or (match and int(match[1]) in seeds)
-        if taken and path.is_dir():
+        if path.name in (GRID, *names) and path.is_dir():
             raise InputError(
                 f"cannot write {str(path)!r}: a folder of that name is there; name another output"
             )

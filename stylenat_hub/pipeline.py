@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 OUTPUT_TYPES = ("pil", "np", "pt")
+TRUNCATION = ("truncation_psi", "truncation_cutoff", "truncation_centers")
+Edit = Callable[[torch.Tensor], torch.Tensor]  # styles [n, num_ws, w_dim] -> the same
 MAX_SEED = 2**32 - 1  # torch's generator on the CPU drops higher bits, so larger seeds would repeat pictures
 
 
@@ -137,15 +139,18 @@ class GANPipeline(DiffusionPipeline):
         *,
         truncation_psi: float = 1.0,
         truncation_cutoff: int | None = None,
+        truncation_centers: torch.Tensor | None = None,
+        edit: Edit | None = None,
         batch_size: int = 8,
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> GANPipelineOutput | tuple[Any, list[int]]:
         """The pictures of these seeds, all at once (see `iterate` for more than fit into memory).
 
-        seeds: whole numbers from 0 to 2**32 - 1, at least one. truncation_psi, truncation_cutoff: as in
-        `Generator.forward`. batch_size: pictures per step. output_type: "pil", "np" or "pt", see
-        `GANPipelineOutput`. return_dict: False gives the tuple (images, seeds).
+        seeds: whole numbers from 0 to 2**32 - 1, at least one. truncation_psi, truncation_cutoff,
+        truncation_centers: as in `Generator.forward`. edit: changes the truncated styles [n, num_ws, w_dim],
+        as `latents.Directions.edit` does. batch_size: pictures per step. output_type: "pil", "np" or "pt",
+        see `GANPipelineOutput`. return_dict: False gives the tuple (images, seeds).
 
         Raises:
             InputError: an argument out of its range; truncation of a model without `w_avg`; or the network's
@@ -153,6 +158,7 @@ class GANPipeline(DiffusionPipeline):
         """
         seeds = check_seeds(seeds)
         options = {"truncation_psi": truncation_psi, "truncation_cutoff": truncation_cutoff}
+        options |= {"truncation_centers": truncation_centers, "edit": edit}
         batches = self.iterate(seeds, batch_size=batch_size, output_type=output_type, **options)
         images = _joined([batch.images for batch in batches])
         output = GANPipelineOutput(images=images, seeds=list(seeds))
@@ -164,6 +170,8 @@ class GANPipeline(DiffusionPipeline):
         *,
         truncation_psi: float = 1.0,
         truncation_cutoff: int | None = None,
+        truncation_centers: torch.Tensor | None = None,
+        edit: Edit | None = None,
         batch_size: int = 8,
         output_type: str = "pil",
         progress: bool = True,
@@ -174,13 +182,39 @@ class GANPipeline(DiffusionPipeline):
         checked at once, before the first batch.
         """
         seeds = check_seeds(seeds)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size is {batch_size!r}; allowed: a whole number, 1 or more")
-        if output_type not in OUTPUT_TYPES:
-            raise InputError(f"output_type is {output_type!r}; allowed: {', '.join(map(repr, OUTPUT_TYPES))}")
-        self.generator.truncate(self._probe(), truncation_psi, truncation_cutoff)
-        batches = self._batches(seeds, float(truncation_psi), truncation_cutoff, batch_size, output_type)
+        _check_drawing(batch_size, output_type)
+        truncation = (truncation_psi, truncation_cutoff, truncation_centers)
+        self.generator.truncate(self._probe(), *truncation)
+        batches = self._batches(seeds, truncation, edit, batch_size, output_type)
         return self._shown(batches, len(seeds)) if progress else batches
+
+    @torch.no_grad()
+    def styles(
+        self,
+        seeds: Iterable[int] | int,
+        *,
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+        truncation_centers: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The styles [n, num_ws, w_dim] of these seeds, in the generator's type and on its device: what
+        `draw` makes the same pictures of. Arguments and errors as in `__call__`."""
+        device, dtype = self._execution_device, self.generator.dtype
+        z = latents(check_seeds(seeds), self.generator.z_dim).to(device=device, dtype=dtype)
+        parts = z.split(1) if device.type == "cpu" else [z]
+        truncation = (truncation_psi, truncation_cutoff, truncation_centers)
+        return torch.cat([self.generator.truncate(self.generator.mapping(p), *truncation) for p in parts])
+
+    def draw(self, ws: torch.Tensor, *, batch_size: int = 8, output_type: str = "pil") -> Any:
+        """The pictures of styles [n, num_ws, w_dim], as `output_type` says (see `GANPipelineOutput`).
+
+        Raises `InputError`: styles of another shape or with values that are not finite; see `__call__`.
+        """
+        _check_drawing(batch_size, output_type)
+        self.generator.check_styles(ws)
+        if not torch.isfinite(ws).all():
+            raise InputError("the styles hold NaN or infinity; allowed: finite numbers")
+        return _joined([_converted(self._paint(part), output_type) for part in ws.split(batch_size)])
 
     def _probe(self) -> torch.Tensor:
         """Any styles at all, to have truncation's arguments checked before work starts."""
@@ -188,13 +222,17 @@ class GANPipeline(DiffusionPipeline):
         return generator.w_avg.new_zeros(1, generator.num_ws, generator.w_dim)
 
     def _batches(
-        self, seeds: Sequence[int], psi: float, cutoff: int | None, batch_size: int, output_type: str
+        self,
+        seeds: Sequence[int],
+        truncation: tuple[float, int | None, torch.Tensor | None],
+        edit: Edit | None,
+        batch_size: int,
+        output_type: str,
     ) -> Iterator[GANPipelineOutput]:
         for start in range(0, len(seeds), batch_size):
             batch = list(seeds[start : start + batch_size])
-            yield GANPipelineOutput(
-                images=_converted(self._draw(batch, psi, cutoff), output_type), seeds=batch
-            )
+            images = self._draw(batch, truncation, edit)
+            yield GANPipelineOutput(images=_converted(images, output_type), seeds=batch)
 
     def _shown(self, batches: Iterator[GANPipelineOutput], total: int) -> Iterator[GANPipelineOutput]:
         with self.progress_bar(total=total) as bar:
@@ -202,13 +240,27 @@ class GANPipeline(DiffusionPipeline):
                 yield batch
                 bar.update(len(batch.seeds))
 
+    def _draw(
+        self,
+        seeds: list[int],
+        truncation: tuple[float, int | None, torch.Tensor | None],
+        edit: Edit | None = None,
+    ) -> torch.Tensor:
+        """Pictures [n, 3, H, W] of a batch of seeds, float32 in [0, 1] on the CPU."""
+        options = dict(zip(TRUNCATION, truncation, strict=True))
+        ws = self.styles(seeds, **options)
+        if edit is not None:
+            ws = edit(ws)
+            self.generator.check_styles(ws)
+        return self._paint(ws)
+
     @torch.no_grad()
-    def _draw(self, seeds: list[int], psi: float, cutoff: int | None) -> torch.Tensor:
-        """Pictures [n, 3, H, W] of a batch, float32 in [0, 1] on the CPU."""
+    def _paint(self, ws: torch.Tensor) -> torch.Tensor:
+        """The same of a batch of styles."""
         device, dtype = self._execution_device, self.generator.dtype
-        z = latents(seeds, self.generator.z_dim).to(device=device, dtype=dtype)
-        parts = z.split(1) if device.type == "cpu" else [z]
-        images = torch.cat([self.generator(part, psi, cutoff) for part in parts])
+        ws = ws.to(device=device, dtype=dtype)
+        parts = ws.split(1) if device.type == "cpu" else [ws]
+        images = torch.cat([self.generator.synthesis(part) for part in parts])
         if not torch.isfinite(images).all():
             raise InputError(
                 f"the network's output in {dtype} holds NaN or infinity; use dtype float32 or bfloat16"
@@ -238,6 +290,13 @@ def latents(seeds: Sequence[int], z_dim: int) -> torch.Tensor:
         for seed in seeds
     ]
     return torch.cat(rows)
+
+
+def _check_drawing(batch_size: int, output_type: str) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size is {batch_size!r}; allowed: a whole number, 1 or more")
+    if output_type not in OUTPUT_TYPES:
+        raise InputError(f"output_type is {output_type!r}; allowed: {', '.join(map(repr, OUTPUT_TYPES))}")
 
 
 def check_seeds(seeds: Iterable[int] | int) -> Sequence[int]:

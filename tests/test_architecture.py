@@ -64,9 +64,10 @@ BELOW: dict[str, tuple[str, ...]] = {
 }
 # in this order, each on all before it, so that none import each other in a circle
 _ORDER = (
-    *("latents", "pipeline", "pictures", "metrics", "summary", "papers", "products", "benchmark"),
+    *("pipeline", "sheet", "pictures", "video", "metrics", "photos", "latents", "inside"),
+    *("summary", "papers", "products", "benchmark"),
     *("cards", "push_options", "staged", "targets", "uploads", "card_checks", "publish"),
-    *("cli_evaluate", "cli", ""),
+    *("cli_models", "cli_generate", "cli_latents", "cli_inside", "cli_evaluate", "cli", ""),
 )
 for _name in _ORDER:
     BELOW[_name] = ("", *BELOW) if _name else tuple(BELOW)

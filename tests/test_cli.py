@@ -17,7 +17,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from stylenat_hub import __version__, cli, hub, locations, pictures
+from stylenat_hub import __version__, cli, hub, locations, options, pictures
 from stylenat_hub.errors import InputError, OldCopyWarning
 from stylenat_hub.options import one_sentence
 from stylenat_hub.pipeline import GANPipeline
@@ -137,7 +137,7 @@ def test_names_sort_as_seeds_do():
     ],
 )
 def test_seeds(text, seeds):
-    assert cli.parse_seeds(text) == seeds
+    assert options.parse_seeds(text) == seeds
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_seeds(text, seeds):
 )
 def test_bad_seeds(part):
     with pytest.raises(typer.BadParameter) as caught:
-        cli.parse_seeds(f"0,{part},2")
+        options.parse_seeds(f"0,{part},2")
     assert part in str(caught.value)
 
 

@@ -189,6 +189,7 @@ class Generator(ZooModel):
     """Base of all generators: latents in, images out. A family implements `mapping` and `synthesis`."""
 
     component = "generator"
+    styles_are_latents: ClassVar[bool] = False  # no mapping network: there is no w space apart from z
     _supports_gradient_checkpointing = True
 
     def __init__(self, config: ModelConfig) -> None:
@@ -209,6 +210,16 @@ class Generator(ZooModel):
     def num_ws(self) -> int:
         raise NotImplementedError
 
+    @property
+    def style_levels(self) -> tuple[int, ...]:
+        """For each of the `num_ws` styles the side in px of the level that it acts in, ascending; empty where
+        styles have no levels of their own, because there is one for the whole picture."""
+        return ()
+
+    def style_layers(self) -> list[tuple[int, torch.Tensor]]:
+        """Every layer that reads a style: the style's number, the layer's weights [outputs, w_dim]."""
+        raise NotImplementedError
+
     def mapping(self, z: torch.Tensor) -> torch.Tensor:
         """Latents [B, z_dim] -> styles [B, num_ws, w_dim]."""
         raise NotImplementedError
@@ -218,18 +229,25 @@ class Generator(ZooModel):
         raise NotImplementedError
 
     def forward(
-        self, z: torch.Tensor, truncation_psi: float = 1.0, truncation_cutoff: int | None = None
+        self,
+        z: torch.Tensor,
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+        truncation_centers: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Latents [B, z_dim] -> images [B, 3, R, R], normalised as the network was trained (see `to_rgb01`).
 
         truncation_psi: how far styles may lie from their mean; 1 changes nothing, 0 gives the mean image.
         truncation_cutoff: truncate only the first so many of the `num_ws` styles (the coarse ones); None
             means all.
+        truncation_centers: [k, w_dim], to pull each style towards the nearest of these instead of the mean
+            (multi-modal truncation, arXiv 2202.12211); see `latents.style_centers`.
 
         Raises:
             InputError: z of another shape, a cutoff out of range, or truncation where `w_avg` is not known.
         """
-        return self.synthesis(self.truncate(self.mapping(z), truncation_psi, truncation_cutoff))
+        ws = self.truncate(self.mapping(z), truncation_psi, truncation_cutoff, truncation_centers)
+        return self.synthesis(ws)
 
     def check_latents(self, z: torch.Tensor) -> None:
         """Raise `InputError` unless z is [B, z_dim], and B not 0; for `mapping` to call."""
@@ -246,8 +264,15 @@ class Generator(ZooModel):
                 "at least one"
             )
 
-    def truncate(self, ws: torch.Tensor, psi: float, cutoff: int | None = None) -> torch.Tensor:
-        """Pull styles [B, num_ws, w_dim] towards `w_avg`; arguments and errors as in `forward`."""
+    def truncate(
+        self,
+        ws: torch.Tensor,
+        psi: float,
+        cutoff: int | None = None,
+        centers: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Pull styles [B, num_ws, w_dim] towards `w_avg`, or each towards the nearest of `centers`; arguments
+        and errors as in `forward`."""
         if isinstance(psi, bool) or not isinstance(psi, numbers.Real) or not abs(psi) <= 1e6:
             raise InputError(f"truncation_psi is {psi!r}; allowed: a finite number, usually from 0 to 1")
         whole = cutoff is None or (isinstance(cutoff, int) and not isinstance(cutoff, bool))
@@ -256,17 +281,26 @@ class Generator(ZooModel):
                 f"truncation_cutoff is {cutoff!r}; allowed: a whole number from 0 to {self.num_ws}, or "
                 "None for all"
             )
+        if centers is not None:
+            self._check_centers(centers)
         if psi == 1:
             return ws
-        if not torch.isfinite(self.w_avg).all():
+        if centers is None and not torch.isfinite(self.w_avg).all():
             raise InputError(
                 f"truncation_psi is {psi}, but this model does not know its mean style (w_avg); "
                 "use truncation_psi=1, or load a converted or trained model"
             )
-        cutoff = self.num_ws if cutoff is None else cutoff
-        mean = self.w_avg.to(ws.dtype)  # under autocast styles come in another type than the buffer
-        truncated = torch.lerp(mean.expand_as(ws[:, :cutoff]), ws[:, :cutoff], float(psi))
-        return torch.cat([truncated, ws[:, cutoff:]], dim=1)
+        some = ws[:, : self.num_ws if cutoff is None else cutoff]
+        # under autocast styles come in another type than the buffer
+        goal = self.w_avg.to(ws.dtype).expand_as(some) if centers is None else _nearest(some, centers)
+        return torch.cat([torch.lerp(goal, some, float(psi)), ws[:, some.shape[1] :]], dim=1)
+
+    def _check_centers(self, centers: torch.Tensor) -> None:
+        shape = tuple(centers.shape) if isinstance(centers, torch.Tensor) else type(centers).__name__
+        if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] != self.w_dim or shape[0] == 0:
+            raise InputError(f"truncation_centers is {shape}; allowed: a tensor [centers, {self.w_dim}]")
+        if not torch.isfinite(centers).all():
+            raise InputError("truncation_centers holds NaN or infinity; allowed: finite numbers")
 
     def to_rgb01(self, images: torch.Tensor) -> torch.Tensor:
         """The network's images [B, 3, H, W] as RGB in [0, 1], out of place."""
@@ -309,3 +343,10 @@ class Generator(ZooModel):
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(block, *args)
         return block(*args)
+
+
+def _nearest(ws: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
+    """For each style [B, n, w_dim] the nearest of the centers [k, w_dim]."""
+    centers = centers.to(ws.device)
+    place = torch.cdist(ws.float(), centers.float()[None]).argmin(dim=-1)  # half precision has no cdist
+    return centers.to(ws.dtype)[place]

@@ -208,6 +208,7 @@ class HiTGenerator(Generator):
     """
 
     config_class = HiTConfig
+    styles_are_latents = True
     num_ws = 1
     _no_split_modules = ["AttentionBlock", "MLPBlock"]  # noqa: RUF012  diffusers' name for "on one device"
 
@@ -225,6 +226,9 @@ class HiTGenerator(Generator):
 
     def statistics(self) -> list[torch.Tensor]:
         return statistics_of(self)
+
+    def style_layers(self) -> list[tuple[int, torch.Tensor]]:
+        return [(0, self.stem.weight), (0, self.embedding.proj.weight)]
 
     def level_rows(self) -> list[dict[str, Any]]:
         config = self.typed_config

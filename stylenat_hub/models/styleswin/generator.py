@@ -142,6 +142,14 @@ class StyleSwinGenerator(Generator):
     def num_ws(self) -> int:
         return 2 * len(self.levels)  # one style per block
 
+    @property
+    def style_levels(self) -> tuple[int, ...]:
+        return tuple(level.size for level in self.levels for _ in level.blocks)
+
+    def style_layers(self) -> list[tuple[int, torch.Tensor]]:
+        blocks = [block for level in self.levels for block in level.blocks]
+        return [(i, norm.style.weight) for i, b in enumerate(blocks) for norm in (b.norm1, b.norm2)]
+
     def level_rows(self) -> list[dict[str, Any]]:
         config = self.typed_config
         return [

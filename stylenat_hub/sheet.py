@@ -1,0 +1,93 @@
+"""Sheets: labelled pictures in rows and columns, as one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import PIL.Image
+from PIL import ImageDraw, ImageFont
+
+from stylenat_hub.errors import InputError
+
+SHEET_SIDE = 8192  # px; larger sheets shrink their cells
+_TITLE = 20  # px above all
+_GAP = 4
+_SMALLEST = 64  # px of a cell; smaller pictures are enlarged without smoothing
+_LARGEST = 256  # px of a cell unless asked otherwise
+_FONT = 12
+
+
+def cell_side(resolution: int, columns: int, rows: int, largest: int = _LARGEST) -> int:
+    """How large a sheet shows pictures of this resolution: small ones enlarged by a whole factor, large ones
+    at most `largest` px, and all within `SHEET_SIDE`. Raises `InputError` if no cell is left."""
+    side = resolution * max(1, -(-_SMALLEST // resolution))
+    side = min(side, max(largest, _SMALLEST), SHEET_SIDE // max(columns, rows, 1) - _GAP - _FONT)
+    if side < 8:
+        raise InputError(
+            f"a sheet of {columns} x {rows} pictures has cells below 8 pixels; ask for fewer rows or columns"
+        )
+    return side
+
+
+class Sheet:
+    """A white sheet of `rows` x `columns` cells, each with room for a label above it.
+
+    row_labels, column_labels: at the left and at the top, or none. The picture so far is `image`.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        cell: int,
+        *,
+        title: str = "",
+        row_labels: Sequence[str] = (),
+        column_labels: Sequence[str] = (),
+        cell_labels: bool = False,
+    ) -> None:
+        self.rows, self.columns, self.cell = rows, columns, cell
+        self.font = ImageFont.load_default(_FONT)
+        self.left = _GAP + (max((self._width(t) for t in row_labels), default=0) + _GAP if row_labels else 0)
+        self.top = _GAP + (_TITLE if title else 0) + (_FONT + _GAP if column_labels else 0)
+        self.label = _FONT + _GAP if cell_labels else 0
+        size = (self.left + columns * (cell + _GAP), self.top + rows * (cell + self.label + _GAP))
+        self.image = PIL.Image.new("RGB", size, "white")
+        self.pen = ImageDraw.Draw(self.image)
+        self.pen.text((_GAP, _GAP), title, fill="black", font=self.font)
+        for row, text in enumerate(row_labels):
+            middle = self._corner(row, 0)[1] + cell // 2
+            self.pen.text((_GAP, middle), text, fill="black", font=self.font, anchor="lm")
+        for column, text in enumerate(column_labels):
+            x = self._corner(0, column)[0] + cell // 2
+            self.pen.text((x, self.top - _GAP), self._cut(text), fill="black", font=self.font, anchor="mb")
+
+    def put(self, row: int, column: int, picture: PIL.Image.Image, label: str = "") -> None:
+        """Show a picture in a cell, resized to it."""
+        x, y = self._corner(row, column)
+        self.pen.text((x, y - self.label), self._cut(label), fill="black", font=self.font)
+        self.image.paste(fitted(picture, self.cell), (x, y))
+
+    def _corner(self, row: int, column: int) -> tuple[int, int]:
+        """Where the picture of a cell begins, below its label."""
+        x = self.left + column * (self.cell + _GAP)
+        return x, self.top + row * (self.cell + self.label + _GAP) + self.label
+
+    def _width(self, text: str) -> int:
+        return int(self.font.getlength(text)) + 1
+
+    def _cut(self, text: str) -> str:
+        """As much of the text as fits over a cell."""
+        while text and self._width(text) > self.cell + _GAP // 2:
+            text = text[:-1]
+        return text
+
+
+def fitted(picture: PIL.Image.Image, side: int) -> PIL.Image.Image:
+    """A square picture at `side` px: enlarged pixel by pixel where that goes evenly, else smoothly."""
+    if picture.width == side:
+        return picture
+    even = side > picture.width and side % picture.width == 0
+    return picture.resize(
+        (side, side), PIL.Image.Resampling.NEAREST if even else PIL.Image.Resampling.LANCZOS
+    )
