@@ -76,10 +76,10 @@ def write_pictures(
     values = list(truncation_psi) if isinstance(truncation_psi, Sequence) else [truncation_psi]
     names = {picture_name(seed, psi if sweep else None) for psi in values for seed in _few(seeds)}
     steering = {"truncation_cutoff": truncation_cutoff, "truncation_centers": truncation_centers}
-    for psi in values:  # all arguments are checked before anything is drawn
-        pipeline.iterate(seeds, truncation_psi=psi, batch_size=batch_size, **steering)
     sheet = _sheet_of(pipeline, seeds, values) if grid else None
     with _writing(folder, names, len(seeds) * len(values)) as written:
+        for psi in values:  # all arguments are checked before anything is drawn
+            pipeline.iterate(seeds, truncation_psi=psi, batch_size=batch_size, **steering)
         for column, psi in enumerate(values):
             options = {"truncation_psi": psi, "truncation_cutoff": truncation_cutoff}
             about = {**drawn_by(pipeline, options), **(label or {})}
