@@ -11,6 +11,7 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import nn
 
 from stylenat_hub.errors import ConfigError, InputError
+from stylenat_hub.layers.partitions import AttentionSite
 from stylenat_hub.models.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -219,6 +220,10 @@ class Generator(ZooModel):
     def style_layers(self) -> list[tuple[int, torch.Tensor]]:
         """Every layer that reads a style: the style's number, the layer's weights [outputs, w_dim]."""
         raise NotImplementedError
+
+    def attention_sites(self) -> list[AttentionSite]:
+        """Every self-attention in the order of its work, with what its heads can see."""
+        return []
 
     def mapping(self, z: torch.Tensor) -> torch.Tensor:
         """Latents [B, z_dim] -> styles [B, num_ws, w_dim]."""

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stylenat_hub.layers.partitions import Partition, partition, strides, windows
 from stylenat_hub.models.hit.config import StagesConfig
 from stylenat_hub.models.hit.norm import BatchNorm
 
@@ -144,6 +145,14 @@ class MultiAxisAttention(Attention):
             q, k, v = (y.transpose(1, 2) for y in (q[..., heads, :], self._of(k, heads), self._of(v, heads)))
             parts.append(attend(q, k, v).transpose(1, 2))
         return self.proj(torch.cat(parts, dim=3).flatten(3))
+
+    def partitions(self, size: int, side: int) -> tuple[Partition, ...]:
+        """What the heads see on a grid of `size` that is cut into blocks of `side`."""
+        both = (
+            partition("within a block", 0, self.within, windows(size, side)),
+            partition("across blocks", self.within, self.heads, strides(size, side)),
+        )
+        return tuple(part for part in both if part.num_heads)
 
     def _of(self, x: torch.Tensor, heads: slice) -> torch.Tensor:
         """What these heads see of the keys or values [..., K, D]."""

@@ -16,6 +16,7 @@ import torch
 from diffusers import ModelMixin  # noqa: F401  a pipeline that loads this class looks for it here
 from torch import nn
 
+from stylenat_hub.layers.partitions import AttentionSite
 from stylenat_hub.models.base import MEAN_LATENTS, MEAN_SEED, Generator
 from stylenat_hub.models.hit.blocks import (
     AttentionBlock,
@@ -112,6 +113,16 @@ class Stage(nn.Module):
         for block in self.blocks:
             x = run(block, x)
         return x
+
+    def attention_sites(self) -> list[AttentionSite]:
+        """Its self-attentions; none in a stage without blocks."""
+        if self.side is None:
+            return []
+        modules = [block.attn for block in self.blocks]
+        return [
+            AttentionSite(self.size, number + 1, module, module.partitions(self.size, self.side))
+            for number, module in enumerate(modules)
+        ]
 
     def leave(self, x: torch.Tensor) -> torch.Tensor:
         """What `enter` made -> [B, H, W, C]."""
@@ -229,6 +240,9 @@ class HiTGenerator(Generator):
 
     def style_layers(self) -> list[tuple[int, torch.Tensor]]:
         return [(0, self.stem.weight), (0, self.embedding.proj.weight)]
+
+    def attention_sites(self) -> list[AttentionSite]:
+        return [site for stage in self.stages for site in stage.attention_sites()]
 
     def level_rows(self) -> list[dict[str, Any]]:
         config = self.typed_config

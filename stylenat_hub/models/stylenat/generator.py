@@ -14,6 +14,8 @@ from diffusers import ModelMixin  # noqa: F401  a pipeline that loads this class
 from torch import nn
 
 from stylenat_hub.attention import neighborhood_attention
+from stylenat_hub.attention.geometry import axis_neighbors
+from stylenat_hub.layers.partitions import AttentionSite, Partition, everything, partition
 from stylenat_hub.layers.resample import upsample_fir
 from stylenat_hub.layers.style import MappingNetwork
 from stylenat_hub.layers.transformer import Attention, Block, ToRGB, Upsample, bias_table, relative_bias
@@ -34,6 +36,17 @@ class HydraAttention(Attention):
         self.kernel_sizes = _per_head(kernels, sizes)
         self.dilations = _per_head(dilations, sizes)
 
+    def partitions(self, size: int) -> tuple[Partition, ...]:
+        """What each partition's heads see on a grid of `size`."""
+        found, start = [], 0
+        for table in self.rpb:
+            stop = start + len(table)
+            kernel, dilation = self.kernel_sizes[start], self.dilations[start]
+            keys, _ = axis_neighbors(size, kernel, dilation)
+            found.append(partition(f"kernel {kernel}, dilation {dilation}", start, stop, keys))
+            start = stop
+        return tuple(found)
+
     def attend(self, qkv: torch.Tensor, size: int) -> torch.Tensor:
         qkv = qkv.unflatten(1, (size, size)).unflatten(3, (3, self.heads, -1))  # [B, H, W, 3, N, D]
         q, k, v = qkv.unbind(3)
@@ -48,6 +61,10 @@ class GlobalAttention(Attention):
 
     def __init__(self, channels: int, heads: int, size: int, qkv_bias: bool) -> None:
         super().__init__(channels, heads, qkv_bias, [bias_table(heads, size)])
+
+    def partitions(self, size: int) -> tuple[Partition, ...]:
+        """All heads see all tokens."""
+        return (partition("all tokens", 0, self.heads, everything(size)),)
 
     def attend(self, qkv: torch.Tensor, size: int) -> torch.Tensor:
         q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, N, L, D] each
@@ -102,6 +119,13 @@ class StyleNATGenerator(Generator):
     def style_layers(self) -> list[tuple[int, torch.Tensor]]:
         blocks = [block for level in self.levels for block in level.blocks]
         return [(i, norm.style.weight) for i, b in enumerate(blocks) for norm in (b.norm1, b.norm2)]
+
+    def attention_sites(self) -> list[AttentionSite]:
+        return [
+            AttentionSite(level.size, number + 1, block.attn, block.attn.partitions(level.size))
+            for level in self.levels
+            for number, block in enumerate(level.blocks)
+        ]
 
     def level_rows(self) -> list[dict[str, Any]]:
         config = self.typed_config

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from diffusers import ModelMixin  # noqa: F401  a pipeline that loads this class looks for it here
 from torch import nn
 
+from stylenat_hub.layers.partitions import AttentionSite, Partition, windows
 from stylenat_hub.layers.resample import upsample_fir
 from stylenat_hub.layers.style import MappingNetwork
 from stylenat_hub.layers.transformer import Attention, Block, ToRGB, Upsample, bias_table, relative_bias
@@ -32,6 +33,19 @@ class SplitWindowAttention(Attention):
     def __init__(self, channels: int, heads: int, window: int, shift: int, qkv_bias: bool) -> None:
         super().__init__(channels, heads, qkv_bias, (bias_table(heads // 2, window) for _ in range(2)))
         self.shifts = (0, shift)
+
+    def partitions(self, size: int) -> tuple[Partition, ...]:
+        """What the heads of each half see on a grid of `size`."""
+        found = []
+        for half, (table, shift) in enumerate(zip(self.rpb, self.shifts, strict=True)):
+            side, heads = (table.shape[1] + 1) // 2, len(table)
+            label = f"window {side}" + (f", shifted by {shift}" if shift else "")
+            keys = windows(size, side, shift)
+            # within the last window of an axis, what lies beyond the seam is of the other border
+            beyond = keys < shift
+            counted = beyond == (torch.arange(size, device="cpu") < shift)[:, None]
+            found.append(Partition(label, slice(half * heads, (half + 1) * heads), keys, counted))
+        return tuple(found)
 
     def attend(self, qkv: torch.Tensor, size: int) -> torch.Tensor:
         qkv = qkv.unflatten(1, (size, size)).unflatten(3, (3, self.heads, -1))  # [B, H, W, 3, N, D]
@@ -149,6 +163,13 @@ class StyleSwinGenerator(Generator):
     def style_layers(self) -> list[tuple[int, torch.Tensor]]:
         blocks = [block for level in self.levels for block in level.blocks]
         return [(i, norm.style.weight) for i, b in enumerate(blocks) for norm in (b.norm1, b.norm2)]
+
+    def attention_sites(self) -> list[AttentionSite]:
+        return [
+            AttentionSite(level.size, number + 1, block.attn, block.attn.partitions(level.size))
+            for level in self.levels
+            for number, block in enumerate(level.blocks)
+        ]
 
     def level_rows(self) -> list[dict[str, Any]]:
         config = self.typed_config
