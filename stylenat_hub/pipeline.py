@@ -251,7 +251,6 @@ class GANPipeline(DiffusionPipeline):
         ws = self.styles(seeds, **options)
         if edit is not None:
             ws = edit(ws)
-            self.generator.check_styles(ws)
         return self._paint(ws)
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from stylenat_hub.errors import InputError, WeightsError
 from stylenat_hub.latents.styles import load_styles, save_styles
-from stylenat_hub.pipeline import GANPipeline
+from stylenat_hub.pipeline import GANPipeline, latents
 from stylenat_hub.registry import FAMILIES
 from tests.small_models import tiny_generator
 
@@ -35,6 +35,9 @@ def test_styles_draw_the_pictures_of_their_seeds(pipeline, steering):
     ws = pipeline.styles([3, 1, 8], **steering)
     assert ws.shape == (3, pipeline.generator.num_ws, pipeline.generator.w_dim)
     assert torch.equal(pipeline.draw(ws, output_type="pt", batch_size=2), wanted)
+    with torch.no_grad():
+        direct = pipeline.generator(latents([3], pipeline.generator.z_dim), **steering)
+    assert torch.equal(pipeline.generator.to_rgb01(direct), wanted[:1])
 
 
 def test_an_edit_acts_on_truncated_styles(pipeline):
@@ -54,7 +57,7 @@ def test_an_edit_that_loses_styles_is_told(pipeline):
 
 @pytest.mark.parametrize(
     "broken, says",
-    [(lambda ws: ws[0], "ws has the shape"), (lambda ws: ws * torch.nan, "NaN or infinity")],
+    [(lambda ws: ws[0], "ws has the shape"), (lambda ws: ws * torch.nan, "the styles hold NaN")],
 )
 def test_styles_that_cannot_be_drawn(pipeline, broken, says):
     with pytest.raises(InputError, match=says):
