@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from stylenat_hub import cli_evaluate, cli_generate, signals
+from stylenat_hub import cli_evaluate, cli_generate, cli_latents, signals
 from stylenat_hub.cli_models import builtin_model
 from stylenat_hub.errors import InputError
 from stylenat_hub.options import (
@@ -73,6 +73,7 @@ def _common(
 
 app.command()(cli_generate.generate)
 app.command()(cli_evaluate.evaluate)
+app.command("mix")(cli_latents.mix)
 
 
 @app.command("list")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import numbers
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,12 @@ class Written:
 def picture_name(seed: int, psi: float | None = None) -> str:
     """`seed0000000007.png`: as many digits as the largest seed has, so that names sort as seeds do. psi: the
     truncation, where one seed has several pictures: `seed0000000007-psi0.7.png`."""
-    return f"seed{seed:010d}{'' if psi is None else f'-psi{psi:g}'}.png"
+    return f"seed{seed:010d}{'' if psi is None else f'-psi{_digits(psi)}'}.png"
+
+
+def _digits(psi: float) -> str:
+    """All digits of a number, so that no two have one name; 1 without `.0`."""
+    return repr(float(psi)).removesuffix(".0")
 
 
 def style_name(number: int) -> str:
@@ -72,25 +78,26 @@ def write_pictures(
         Interrupted: Ctrl-C; what is written is whole, and there is no grid.
     """
     seeds, folder = check_seeds(seeds), user_path(folder)
-    sweep = isinstance(truncation_psi, Sequence) and len(truncation_psi) > 1
-    values = list(truncation_psi) if isinstance(truncation_psi, Sequence) else [truncation_psi]
+    values, total = _values(truncation_psi), len(seeds)
+    sweep = len(values) > 1
     names = {picture_name(seed, psi if sweep else None) for psi in values for seed in _few(seeds)}
     steering = {"truncation_cutoff": truncation_cutoff, "truncation_centers": truncation_centers}
-    sheet = _sheet_of(pipeline, seeds, values) if grid else None
-    with _writing(folder, names, len(seeds) * len(values)) as written:
+    sheet = _sheet_of(pipeline, seeds, values, truncation_centers) if grid else None
+    with writing(folder, names, total * len(values)) as written:
         for psi in values:  # all arguments are checked before anything is drawn
             pipeline.iterate(seeds, truncation_psi=psi, batch_size=batch_size, **steering)
-        for column, psi in enumerate(values):
-            options = {"truncation_psi": psi, "truncation_cutoff": truncation_cutoff}
-            about = {**drawn_by(pipeline, options), **(label or {})}
-            steered = {**options, "truncation_centers": truncation_centers, "edit": edit}
-            place = 0
-            for batch in pipeline.iterate(seeds, batch_size=batch_size, **steered):
-                for image, seed in zip(batch.images, batch.seeds, strict=True):
-                    name = picture_name(seed, psi if sweep else None)
-                    written.add(image, name, {**about, "seed": str(seed)})
-                    _show(sheet, place, column, image)
-                    place += 1
+        with pipeline.progress_bar(total=total * len(values)) as bar:
+            for column, psi in enumerate(values):
+                options = {"truncation_psi": psi, "truncation_cutoff": truncation_cutoff}
+                about = {**drawn_by(pipeline, options), **(label or {})}
+                steered = {**steering, "truncation_psi": psi, "edit": edit, "progress": False}
+                for batch in pipeline.iterate(seeds, batch_size=batch_size, **steered):
+                    for image, seed in zip(batch.images, batch.seeds, strict=True):
+                        name = picture_name(seed, psi if sweep else None)
+                        row = written.count - column * total
+                        written.add(image, name, {**about, "seed": str(seed)})
+                        _show(sheet, row, column, image)
+                    bar.update(len(batch.seeds))
         if sheet:
             about |= {"seeds": ",".join(map(str, seeds)), "truncation_psi": ",".join(map(str, values))}
             written.finish(sheet.image, about)
@@ -113,25 +120,41 @@ def write_styles(
     """Draw one PNG per style of ws [n, num_ws, w_dim]: `style000000.png`. Arguments and errors as in
     `write_pictures`, but for a sweep of truncations, which is refused."""
     folder = user_path(folder)
-    values = list(truncation_psi) if isinstance(truncation_psi, Sequence) else [truncation_psi]
+    values = _values(truncation_psi)
     if len(values) > 1:
         raise InputError(f"styles are drawn at one truncation, not at {len(values)}; name one, or give seeds")
     options = {"truncation_psi": values[0], "truncation_cutoff": truncation_cutoff}
     about = {**drawn_by(pipeline, options), **(label or {})}
-    ws = pipeline.generator.truncate(ws, values[0], truncation_cutoff, truncation_centers)
-    ws = ws if edit is None else edit(ws)
-    sheet = Grid(len(ws), pipeline.generator.resolution) if grid else None
-    with _writing(folder, {style_name(number) for number in range(len(ws))}, len(ws)) as written:
-        for number, w in enumerate(ws):
-            image = pipeline.draw(w[None])[0]
-            written.add(image, style_name(number), {**about, "style": str(number)})
-            _show(sheet, number, 0, image)
+    generator, names = pipeline.generator, {style_name(number) for number in range(len(ws))}
+    sheet = Grid(len(ws), generator.resolution) if grid else None
+    with writing(folder, names, len(ws)) as written:
+        generator.check_styles(ws)
+        ws = ws.to(generator.w_avg)  # the type and the device that `GANPipeline.styles` gives
+        ws = generator.truncate(ws, values[0], truncation_cutoff, truncation_centers)
+        ws = ws if edit is None else edit(ws)
+        with pipeline.progress_bar(total=len(ws)) as bar:
+            for part in ws.split(batch_size):
+                for image in pipeline.draw(part, batch_size=batch_size):
+                    number = written.count
+                    written.add(image, style_name(number), {**about, "style": str(number)})
+                    _show(sheet, number, 0, image)
+                bar.update(len(part))
         if sheet:
             written.finish(sheet.image, about)
     return Written(folder, written.count, folder / GRID if sheet else None)
 
 
-class _Writing:
+def _values(psi: float | Sequence[float]) -> list[float]:
+    """The truncations of a sweep, each once, or the one there is."""
+    if not isinstance(psi, Sequence) or isinstance(psi, str):
+        return [psi]
+    values = list(dict.fromkeys(psi))
+    if not values or not all(isinstance(value, numbers.Real) for value in values):
+        raise InputError(f"truncation_psi is {psi!r:.100}; allowed: a finite number, or several as a sweep")
+    return values
+
+
+class Writing:
     """The pictures of one command, as they come."""
 
     def __init__(self, folder: Path) -> None:
@@ -146,26 +169,30 @@ class _Writing:
 
 
 @contextlib.contextmanager
-def _writing(folder: Path, names: Collection[str], total: int) -> Iterator[_Writing]:
+def writing(folder: Path, names: Collection[str], total: int) -> Iterator[Writing]:
     """Check the folder; Ctrl-C becomes `Interrupted`, which says how many pictures are there."""
     check_writable(folder)
     _check_names(folder, names)
-    writing = _Writing(folder)
+    so_far = Writing(folder)
     try:
-        yield writing
+        yield so_far
     except KeyboardInterrupt:
-        count = writing.count
+        count = so_far.count
         kept = f"{count} of {total} pictures are in {folder}" if count else "no picture was written"
         raise Interrupted(kept) from None
 
 
-def _sheet_of(pipeline: GANPipeline, seeds: Sequence[int], values: Sequence[float]) -> Grid | Sheet:
+def _sheet_of(
+    pipeline: GANPipeline, seeds: Sequence[int], values: Sequence[float], centers: torch.Tensor | None
+) -> Grid | Sheet:
     side = pipeline.generator.resolution
     if len(values) == 1:
         return Grid(len(seeds), side)
     cell = cell_side(side, len(values), len(seeds))
-    labels = {"row_labels": [str(s) for s in seeds], "column_labels": [f"psi {v:g}" for v in values]}
-    return Sheet(len(seeds), len(values), cell, **labels)
+    goal = "the mean style" if centers is None else f"the nearest of {len(centers)} centres"
+    labels = [f"seed {seed}" for seed in seeds], [f"psi {_digits(psi)}" for psi in values]
+    title = f"truncated to {goal}"
+    return Sheet(len(seeds), len(values), cell, title=title, row_labels=labels[0], column_labels=labels[1])
 
 
 def _show(sheet: Grid | Sheet | None, row: int, column: int, image: PIL.Image.Image) -> None:
@@ -173,6 +200,20 @@ def _show(sheet: Grid | Sheet | None, row: int, column: int, image: PIL.Image.Im
         sheet.add(image)
     elif sheet:
         sheet.put(row, column, image)
+
+
+def check_png(path: str | os.PathLike[str]) -> Path:
+    """Can a PNG be written there? To be asked before the work. Returns the path with `~` expanded.
+
+    Raises `InputError`: another format's suffix, a folder of that name, or a place without permission.
+    """
+    place = user_path(path)
+    if place.suffix.lower() != ".png":
+        raise InputError(f"the output {str(path)!r} is no name of a PNG; name a file that ends in .png")
+    if place.is_dir():
+        raise InputError(f"the output {str(path)!r} is a folder; name a file")
+    check_writable(place.parent)
+    return place
 
 
 def write_picture(image: PIL.Image.Image, path: str | os.PathLike[str], about: Mapping[str, str]) -> None:

@@ -11,8 +11,10 @@ from stylenat_hub.errors import InputError
 
 SHEET_SIDE = 8192  # px; larger sheets shrink their cells
 _TITLE = 20  # px above all
+_MARGIN = 200  # px kept for the title and the labels beside the cells
 _GAP = 4
-_SMALLEST = 64  # px of a cell; smaller pictures are enlarged without smoothing
+_HEADER = 8  # px more beside a first row and column of headers
+_SMALLEST = 96  # px of a cell; smaller pictures are enlarged without smoothing
 _LARGEST = 256  # px of a cell unless asked otherwise
 _FONT = 12
 
@@ -21,7 +23,8 @@ def cell_side(resolution: int, columns: int, rows: int, largest: int = _LARGEST)
     """How large a sheet shows pictures of this resolution: small ones enlarged by a whole factor, large ones
     at most `largest` px, and all within `SHEET_SIDE`. Raises `InputError` if no cell is left."""
     side = resolution * max(1, -(-_SMALLEST // resolution))
-    side = min(side, max(largest, _SMALLEST), SHEET_SIDE // max(columns, rows, 1) - _GAP - _FONT)
+    room = (SHEET_SIDE - _MARGIN) // max(columns, rows, 1) - 2 * _GAP - _FONT
+    side = min(side, max(largest, _SMALLEST), room)
     if side < 8:
         raise InputError(
             f"a sheet of {columns} x {rows} pictures has cells below 8 pixels; ask for fewer rows or columns"
@@ -32,7 +35,8 @@ def cell_side(resolution: int, columns: int, rows: int, largest: int = _LARGEST)
 class Sheet:
     """A white sheet of `rows` x `columns` cells, each with room for a label above it.
 
-    row_labels, column_labels: at the left and at the top, or none. The picture so far is `image`.
+    row_labels, column_labels: at the left and at the top, or none. headers: set the first row and column
+    apart. A title that is longer than the sheet widens it. The picture so far is `image`.
     """
 
     def __init__(
@@ -45,14 +49,17 @@ class Sheet:
         row_labels: Sequence[str] = (),
         column_labels: Sequence[str] = (),
         cell_labels: bool = False,
+        headers: bool = False,
     ) -> None:
         self.rows, self.columns, self.cell = rows, columns, cell
         self.font = ImageFont.load_default(_FONT)
         self.left = _GAP + (max((self._width(t) for t in row_labels), default=0) + _GAP if row_labels else 0)
         self.top = _GAP + (_TITLE if title else 0) + (_FONT + _GAP if column_labels else 0)
         self.label = _FONT + _GAP if cell_labels else 0
-        size = (self.left + columns * (cell + _GAP), self.top + rows * (cell + self.label + _GAP))
-        self.image = PIL.Image.new("RGB", size, "white")
+        self.apart = _HEADER if headers else 0
+        right, bottom = self._corner(rows, columns)
+        right = max(right, self._width(title) + 2 * _GAP)
+        self.image = PIL.Image.new("RGB", (right, bottom - self.label), "white")
         self.pen = ImageDraw.Draw(self.image)
         self.pen.text((_GAP, _GAP), title, fill="black", font=self.font)
         for row, text in enumerate(row_labels):
@@ -70,16 +77,19 @@ class Sheet:
 
     def _corner(self, row: int, column: int) -> tuple[int, int]:
         """Where the picture of a cell begins, below its label."""
-        x = self.left + column * (self.cell + _GAP)
-        return x, self.top + row * (self.cell + self.label + _GAP) + self.label
+        x = self.left + column * (self.cell + _GAP) + (self.apart if column else 0)
+        y = self.top + row * (self.cell + self.label + _GAP) + (self.apart if row else 0)
+        return x, y + self.label
 
     def _width(self, text: str) -> int:
         return int(self.font.getlength(text)) + 1
 
     def _cut(self, text: str) -> str:
-        """As much of the text as fits over a cell."""
-        while text and self._width(text) > self.cell + _GAP // 2:
-            text = text[:-1]
+        """The text, or as much of it as fits over a cell with a mark that there was more."""
+        whole, kept = text, len(text)
+        while kept and self._width(text) > self.cell + _GAP // 2:
+            kept -= 1
+            text = f"{whole[:kept]}…"
         return text
 
 

@@ -39,6 +39,8 @@ def styles_at(generator: Generator, levels: str = "all") -> list[int]:
     Raises `InputError`: an unknown name, a level that the model does not have, none at all, or a model whose
     styles have no levels.
     """
+    if not isinstance(levels, str):
+        raise InputError(f"levels is {levels!r}; allowed: text, such as 'coarse' or '8-32'")
     if levels.strip() == "all":
         return list(range(generator.num_ws))
     check_levels(generator, f"choosing levels ({levels!r})")
@@ -49,7 +51,8 @@ def styles_at(generator: Generator, levels: str = "all") -> list[int]:
 def _sizes(generator: Generator, part: str, levels: str) -> list[int]:
     """The levels that one name, size or range means."""
     there = level_sizes(generator)
-    allowed = f"{', '.join(NAMES)}, or levels of this model in px: {', '.join(map(str, there))}, such as "
+    names = ["all", *dict.fromkeys(name_of(generator, size) for size in there)]
+    allowed = f"{', '.join(names)}, or levels of this model in px: {', '.join(map(str, there))}, such as "
     allowed += f"{there[0]}-{there[-1]}"
     if part in NAMES:
         found = [size for size in there if part in ("all", name_of(generator, size))]
@@ -63,9 +66,13 @@ def _sizes(generator: Generator, part: str, levels: str) -> list[int]:
         raise InputError(f"{part!r} in the levels {levels!r} is no level; allowed: {allowed}")
     first, last = int(match[1]), int(match[2] or match[1])
     missing = [size for size in (first, last) if size not in there]
-    if missing or last < first:
-        wrong = f"has no level of {missing[0]} px" if missing else "counts upwards"
-        raise InputError(f"{part!r} in the levels {levels!r}: this model {wrong}; allowed: {allowed}")
+    if last < first:
+        raise InputError(f"the range {part!r} in the levels {levels!r} runs backwards; write {last}-{first}")
+    if missing:
+        raise InputError(
+            f"{part!r} in the levels {levels!r}: this model has no level of {missing[0]} px; allowed: "
+            f"{allowed}"
+        )
     return [size for size in there if first <= size <= last]
 
 
