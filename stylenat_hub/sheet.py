@@ -17,6 +17,7 @@ _HEADER = 8  # px more beside a first row and column of headers
 _SMALLEST = 96  # px of a cell; smaller pictures are enlarged without smoothing
 _LARGEST = 256  # px of a cell unless asked otherwise
 _FONT = 12
+_SMALL_FONT = 8  # for labels that do not fit over their cell
 
 
 def cell_side(resolution: int, columns: int, rows: int, largest: int = _LARGEST) -> int:
@@ -67,12 +68,12 @@ class Sheet:
             self.pen.text((_GAP, middle), text, fill="black", font=self.font, anchor="lm")
         for column, text in enumerate(column_labels):
             x = self._corner(0, column)[0] + cell // 2
-            self.pen.text((x, self.top - _GAP), self._cut(text), fill="black", font=self.font, anchor="mb")
+            self._write_over(x, self.top - _GAP, text, "mb")
 
     def put(self, row: int, column: int, picture: PIL.Image.Image, label: str = "") -> None:
         """Show a picture in a cell, resized to it."""
         x, y = self._corner(row, column)
-        self.pen.text((x, y - self.label), self._cut(label), fill="black", font=self.font)
+        self._write_over(x, y - self.label, label, "la")
         self.image.paste(fitted(picture, self.cell), (x, y))
 
     def _corner(self, row: int, column: int) -> tuple[int, int]:
@@ -84,13 +85,17 @@ class Sheet:
     def _width(self, text: str) -> int:
         return int(self.font.getlength(text)) + 1
 
-    def _cut(self, text: str) -> str:
-        """The text, or as much of it as fits over a cell with a mark that there was more."""
-        whole, kept = text, len(text)
-        while kept and self._width(text) > self.cell + _GAP // 2:
+    def _write_over(self, x: int, y: int, text: str, anchor: str) -> None:
+        """A label over a cell: smaller where it does not fit, then cut, with a mark for the rest."""
+        room = self.cell + _GAP // 2
+        sizes = range(_FONT, _SMALL_FONT - 1, -1)
+        fonts = (self.font if size == _FONT else ImageFont.load_default(size) for size in sizes)
+        font = next((font for font in fonts if font.getlength(text) <= room), None)
+        font, whole, kept = font or ImageFont.load_default(_SMALL_FONT), text, len(text)
+        while kept and font.getlength(text) > room:
             kept -= 1
             text = f"{whole[:kept]}…"
-        return text
+        self.pen.text((x, y), text, fill="black", font=font, anchor=anchor)
 
 
 def fitted(picture: PIL.Image.Image, side: int) -> PIL.Image.Image:
