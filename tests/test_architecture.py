@@ -67,7 +67,7 @@ _ORDER = (
     *("pipeline", "sheet", "pictures", "video", "metrics", "photos", "latents", "inside"),
     *("summary", "papers", "products", "benchmark"),
     *("cards", "push_options", "staged", "targets", "uploads", "card_checks", "publish"),
-    *("cli_models", "cli_generate", "cli_latents", "cli_inside", "cli_evaluate", "cli", ""),
+    *("cli_models", "cli_generate", "cli_latents", "cli_paths", "cli_inside", "cli_evaluate", "cli", ""),
 )
 for _name in _ORDER:
     BELOW[_name] = ("", *BELOW) if _name else tuple(BELOW)
@@ -100,6 +100,7 @@ LATE_THIRD_PARTY: dict[str, set[str]] = {
     "layers": {"natten", "triton"},
     "metrics": {"pyarrow", "transformers", "matplotlib"},
     "sources": {"pyarrow"},
+    "video": {"imageio_ffmpeg"},
 }
 # module -> where alone it may be imported (a folder, or a file of the package)
 ONLY_IN = {

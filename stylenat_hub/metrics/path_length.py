@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stylenat_hub.models.base import Generator
 
 SPACES, ENDS = ("w", "z"), ("full", "end")
+_ROUNDING = 1e-12  # a part at a right angle that is shorter than this, of float64, is rounding
 
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -127,7 +128,7 @@ def _pictures(
     """RGB in [0, 1] at `place` and a step further: twice [B, 3, R, R]."""
     weights = generator.w_avg
     if space == "z":
-        path = torch.cat([_along_sphere(*z.unbind(1), place + step) for step in (0, epsilon)])
+        path = torch.cat([along_sphere(*z.unbind(1), place + step) for step in (0, epsilon)])
         ws = generator.mapping(path.to(weights.dtype).to(weights.device))
     else:
         ws = generator.mapping(z.transpose(0, 1).flatten(0, 1).to(weights.dtype).to(weights.device))
@@ -138,13 +139,20 @@ def _pictures(
     return list(images.chunk(2))
 
 
-def _along_sphere(a: torch.Tensor, b: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """From a to b [B, z_dim], the angle and the length changing evenly with `place` [B, 1]."""
-    lengths = [x.norm(dim=1, keepdim=True) for x in (a, b)]
-    a, b = a / lengths[0], b / lengths[1]
-    cosine = (a * b).sum(1, keepdim=True).clamp(-1, 1)
-    side = F.normalize(b - cosine * a, dim=1)  # at a right angle to a
-    angle = place * cosine.acos()
+def along_sphere(a: torch.Tensor, b: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """From a to b [..., z_dim] (float64), the angle and the length changing evenly with `place` [..., 1].
+
+    Finite for all finite ones; between opposite ones it goes by the axis that a has least of.
+    """
+    lengths = [x.norm(dim=-1, keepdim=True) for x in (a, b)]
+    a, b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
+    cosine = (a * b).sum(-1, keepdim=True)
+    side = b - cosine * a  # at a right angle to a; where b is along a only rounding, hence another axis
+    least = F.one_hot(a.abs().argmin(-1), a.shape[-1]).to(a)
+    spare = least - (least * a).sum(-1, keepdim=True) * a
+    sine = side.norm(dim=-1, keepdim=True)
+    side = F.normalize(torch.where(sine < _ROUNDING, spare, side), dim=-1)
+    angle = place * torch.atan2(sine, cosine)
     return torch.lerp(*lengths, place) * (angle.cos() * a + angle.sin() * side)
 
 
