@@ -161,7 +161,7 @@ def steered(
         options["truncation_centers"] = style_centers(pipeline.generator, centers)
         label["truncation_centers"] = str(centers)
     if directions is not None:
-        from stylenat_hub.latents.directions import load_directions
+        from stylenat_hub.latents.direction_files import load_directions
 
         options["edit"] = load_directions(directions, pipeline.generator).edit(edit)
         label["directions"] = Path(directions).name if Path(directions).exists() else directions

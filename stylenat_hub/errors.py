@@ -82,3 +82,7 @@ class KeptCardWarning(UserWarning):
 
 class OldCopyWarning(UserWarning):
     """The Hub could not be asked, so a copy from the cache is used, which may be older than the Hub's."""
+
+
+class OtherModelWarning(UserWarning):
+    """What is used was made with other weights than the model has, and may do something else in it."""

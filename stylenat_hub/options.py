@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stylenat_hub import signals
-from stylenat_hub.errors import InputError, KeptCardWarning, OldCopyWarning, StyleNATHubError
+from stylenat_hub.errors import (
+    InputError,
+    KeptCardWarning,
+    OldCopyWarning,
+    OtherModelWarning,
+    StyleNATHubError,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +61,7 @@ def _plain_warnings() -> Iterator[None]:
     before = warnings.formatwarning
 
     def formatted(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
-        plain = issubclass(category, (KeptCardWarning, OldCopyWarning))
+        plain = issubclass(category, (KeptCardWarning, OldCopyWarning, OtherModelWarning))
         return f"warning: {message}\n" if plain else before(message, category, *place, **more)
 
     warnings.formatwarning = formatted

@@ -67,7 +67,9 @@ _ORDER = (
     *("pipeline", "sheet", "pictures", "video", "metrics", "photos", "latents", "inside"),
     *("summary", "papers", "products", "benchmark"),
     *("cards", "push_options", "staged", "targets", "uploads", "card_checks", "publish"),
-    *("cli_models", "cli_generate", "cli_latents", "cli_paths", "cli_inside", "cli_evaluate", "cli", ""),
+    "publish_directions",
+    *("cli_models", "cli_generate", "cli_latents", "cli_paths", "cli_directions", "cli_project", "cli_inside"),
+    *("cli_evaluate", "cli", ""),
 )
 for _name in _ORDER:
     BELOW[_name] = ("", *BELOW) if _name else tuple(BELOW)
