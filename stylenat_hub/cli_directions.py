@@ -37,7 +37,7 @@ def parse_steps(text: str) -> list[float]:
     steps: dict[float, None] = {}
     for part in text.split(","):
         try:
-            steps[finite_number(float(part))] = None
+            steps[float(part)] = None
         except ValueError:
             raise typer.BadParameter(f"{part!r} in {text!r:.60} is no number; example: -3,0,3") from None
     return list(steps)
@@ -69,7 +69,7 @@ def directions(
             parser=parse_steps,
             metavar="LIST",
             help="Columns of a strip, in standard deviations.",
-            show_default="-3,-1.5,0,1.5,3",
+            show_default="-4,-2,0,2,4, of pca half of these",
         ),
     ] = None,
     truncation: Annotated[
@@ -108,7 +108,7 @@ def directions(
     pipeline = load_pipeline(model or builtin_model(), device, dtype.value, **source)
     found = _find(pipeline, method, top, levels).renamed(names)
     options = {"seeds": parse_seeds("0-3") if seeds is None else seeds, "truncation_psi": truncation}
-    options |= {"strengths": strips.STRENGTHS if strengths is None else strengths, "batch_size": batch_size}
+    options |= {"strengths": strengths, "batch_size": batch_size}
     options |= {"overwrite": overwrite, "label": {"version": software()}}
     written = strips.write_strips(pipeline, found, output, **options)
     count = len(written.pictures)

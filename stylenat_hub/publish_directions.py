@@ -49,7 +49,7 @@ images = pipe(seeds=range(8), edit=directions.edit({{"{first}": 2.0}})).images
 ```
 
 A strength is counted in standard deviations of the model's styles along the direction; usual ones are from
--3 to 3.
+-4 to 4.
 
 ## Directions
 

@@ -13,6 +13,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from stylenat_hub import cards
 from stylenat_hub.bundle import CODE_CLASS, PIPELINE_CLASS
 from stylenat_hub.errors import InputError
+from stylenat_hub.latents.direction_files import FILE as DIRECTIONS
 from stylenat_hub.locations import RECORDS
 from stylenat_hub.registry import find_class
 from stylenat_hub.weights import shown, weights_kind
@@ -85,12 +86,30 @@ def _not_ours(name: str, config: dict[str, Any]) -> str | None:
 
 
 def check_kind(target: Target, new: Collection[str]) -> None:
-    """Raise `InputError` for a model by itself where a pipeline is: nobody would ever load it."""
+    """Raise `InputError` for a model by itself where a pipeline is, because nobody would ever load it; for
+    directions where a model is, and a model where directions are."""
+    _check_apart(target, new)
     if "config.json" in new and INDEX in target.names - set(new):
         raise InputError(
             f"{target.where!r} holds a pipeline, in which a model by itself is not found; push it into its "
             "place by subfolder='generator' (or 'discriminator'), or to another repository"
         )
+
+
+def _check_apart(target: Target, new: Collection[str]) -> None:
+    """Raise `InputError` if directions would come to a model, or a model to directions: the card is about one
+    of them. A repository that has both already is somebody's own arrangement."""
+    model, theirs = (
+        any(name in (INDEX, *_CONFIGS) or weights_kind(name) for name in names)
+        for names in (new, target.names)
+    )
+    if DIRECTIONS in new and theirs:
+        raise InputError(
+            f"{target.where!r} holds a model; push directions to a repository of their own, such as "
+            f"{target.where}-directions"
+        )
+    if model and DIRECTIONS in target.names and not theirs:
+        raise InputError(f"{target.where!r} holds directions; push a model to a repository of its own")
 
 
 def check_fresh(target: Target) -> None:

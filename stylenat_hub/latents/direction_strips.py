@@ -17,7 +17,9 @@ from stylenat_hub.pictures import drawn_by, write_picture
 from stylenat_hub.pipeline import GANPipeline, check_seeds
 from stylenat_hub.sheet import Sheet, cell_side
 
-STRENGTHS = (-3.0, -1.5, 0.0, 1.5, 3.0)  # standard deviations
+# In standard deviations, seen to change pictures without breaking most. Layers answer to directions in which
+# styles vary little, so that one goes further along those of SeFa.
+STRENGTHS = {"sefa": (-4.0, -2.0, 0.0, 2.0, 4.0), "pca": (-2.0, -1.0, 0.0, 1.0, 2.0)}
 MAX_STRENGTHS = 100  # columns
 
 
@@ -35,7 +37,7 @@ def write_strips(
     folder: str | os.PathLike[str],
     *,
     seeds: Iterable[int] | int = range(4),
-    strengths: Sequence[float] = STRENGTHS,
+    strengths: Sequence[float] | None = None,
     truncation_psi: float = 1.0,
     truncation_cutoff: int | None = None,
     batch_size: int = 8,
@@ -45,32 +47,28 @@ def write_strips(
     """Write `directions.safetensors` and a strip `NAME.png` for each direction: a folder that is whole or not
     there at all. Shows the pipeline's progress bar.
 
-    strengths: in standard deviations, see `Directions.edit`. overwrite: replace an earlier result. label:
-    more for the text chunks of the PNG files. Other arguments as `GANPipeline`'s.
+    strengths: in standard deviations, see `Directions.edit`; default: `STRENGTHS`. overwrite: replace an
+    earlier result. label: more for the text chunks of the PNG files. Other arguments as `GANPipeline`'s.
 
     Raises `InputError`: directions of another model, an argument out of its range, a folder that holds
     something else; nothing is written then.
     """
-    seeds, strengths = list(check_seeds(seeds)), _checked(strengths)
-    directions.check(pipeline.generator)
-    edits = [[directions.edit({name: value}) for value in strengths] for name in directions.names]
+    seeds, strengths = check_seeds(seeds), _checked(strengths, directions)
     cell = cell_side(pipeline.generator.resolution, len(strengths), len(seeds))
+    directions.check(pipeline.generator)
+    edits = {name: [directions.edit({name: value}) for value in strengths] for name in directions.names}
     truncation = {"truncation_psi": truncation_psi, "truncation_cutoff": truncation_cutoff}
     ws = pipeline.styles(seeds, **truncation)
     about = {**drawn_by(pipeline, truncation), **(label or {})}
     about |= {"seeds": ",".join(map(str, seeds)), "strengths": ",".join(f"{s:g}" for s in strengths)}
     target = user_path(folder)
-    total = len(directions) * len(strengths) * len(seeds)
+    total = len(edits) * len(strengths) * len(seeds)
     replaced = strip_files(target, directions.names) if overwrite else None
     with whole_folder(target, overwrite=replaced) as temporary, pipeline.progress_bar(total=total) as bar:
         directions.save(temporary / FILE)
-        for place, (name, moves) in enumerate(zip(directions.names, edits, strict=True)):
-            options = {
-                "title": f"{name}: {told(directions, place, pipeline.generator)}",
-                "row_labels": [str(seed) for seed in seeds],
-                "column_labels": [f"{strength:+g}" if strength else "0" for strength in strengths],
-            }
-            sheet = Sheet(len(seeds), len(strengths), cell, **options)
+        for name, moves in edits.items():
+            title = f"{name}: {told(directions, name, pipeline.generator)}"
+            sheet = _sheet(seeds, strengths, cell, title)
             for column, move in enumerate(moves):
                 for row, picture in enumerate(pipeline.draw(move(ws), batch_size=batch_size)):
                     sheet.put(row, column, picture)
@@ -79,11 +77,15 @@ def write_strips(
     return Strips(target, tuple(target / f"{name}.png" for name in directions.names))
 
 
+def _sheet(seeds: Sequence[int], strengths: Sequence[float], cell: int, title: str) -> Sheet:
+    columns = [f"{strength:+g}" if strength else "0" for strength in strengths]
+    labels = {"row_labels": [str(seed) for seed in seeds], "column_labels": columns}
+    return Sheet(len(seeds), len(strengths), cell, title=title, **labels)
+
+
 def check_output(folder: str | os.PathLike[str], overwrite: bool) -> None:
-    """Raise `InputError` if no strips can be written there, before a model is loaded; with overwrite only
-    `write_strips` knows all that may be there."""
-    if not overwrite:
-        check_folder(folder)
+    """Raise `InputError` if no strips can be written there, before a model is loaded."""
+    check_folder(folder, overwrite=strip_files(user_path(folder), ()) if overwrite else None)
 
 
 def strip_files(folder: Path, names: Sequence[str]) -> list[str]:
@@ -94,16 +96,20 @@ def strip_files(folder: Path, names: Sequence[str]) -> list[str]:
     return [FILE, *(f"{name}.png" for name in dict.fromkeys((*names, *earlier)))]
 
 
-def told(directions: Directions, place: int, generator: Generator) -> str:
-    """Where a direction acts and how much of the styles' variance it carries: `4-16 px, 12% of variance`."""
-    sizes = sorted({generator.style_levels[number] for number in directions.styles[place]}) or [0]
+def told(directions: Directions, name: str, generator: Generator) -> str:
+    """Where a direction acts, and how much of the styles' variance it carries: `4-16 px, 12% of variance`."""
+    place = directions.index(name)
+    share = f"{100 * float(directions.shares[place]):.2g}% of variance"
+    if not generator.style_levels:
+        return share
+    sizes = sorted({generator.style_levels[number] for number in directions.styles[place]})
     where = f"{sizes[0]}-{sizes[-1]} px" if len(sizes) > 1 else f"{sizes[0]} px"
-    share = 100 * float(directions.shares[place])
-    return f"{where}, {share:.2g}% of variance"
+    return f"{where}, {share}"
 
 
-def _checked(strengths: Sequence[float]) -> list[float]:
-    strengths = list(strengths)
+def _checked(strengths: Sequence[float] | None, directions: Directions) -> list[float]:
+    method = directions.about.get("method", "")
+    strengths = list(STRENGTHS.get(method, STRENGTHS["pca"]) if strengths is None else strengths)
     if not 1 <= len(strengths) <= MAX_STRENGTHS:
         raise InputError(f"there are {len(strengths)} strengths; allowed: 1 to {MAX_STRENGTHS}, as -3,0,3")
     return strengths

@@ -242,6 +242,6 @@ def _check_names(names: Sequence[str]) -> None:
 def _strength(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not abs(value) <= MAX_STRENGTH:
         raise InputError(
-            f"the strength of {name!r} is {value!r}; allowed: a finite number, usually from -3 to 3"
+            f"the strength of {name!r} is {value!r}; allowed: a finite number, usually from -4 to 4"
         )
     return float(value)
