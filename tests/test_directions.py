@@ -257,13 +257,13 @@ def test_a_strip_shows_the_pictures_of_its_strengths(models, tmp_path):
     written = write_strips(pipe, found, tmp_path / "strips", seeds=[5], strengths=[0, 3])
     assert [path.name for path in written.pictures] == ["sefa-1.png", "sefa-2.png"]
     one, two = map(pixels, written.pictures)
-    plain = np.asarray(pipe([5]).images[0].resize((64, 64), PIL.Image.Resampling.NEAREST))
-    left = one.shape[1] - 2 * 68
-    place = next(x for x in range(left + 8) if np.array_equal(one[-68:-4, x : x + 64], plain))
-    assert np.array_equal(two[-68:-4, place : place + 64], plain)
-    ahead = place + 68
-    assert not np.array_equal(one[-68:-4, ahead : ahead + 64], plain)
-    assert not np.array_equal(one[-68:-4, ahead : ahead + 64], two[-68:-4, ahead : ahead + 64])
+    plain = np.asarray(pipe([5]).images[0].resize((96, 96), PIL.Image.Resampling.NEAREST))
+    left = one.shape[1] - 2 * 100
+    place = next(x for x in range(left + 8) if np.array_equal(one[-100:-4, x : x + 96], plain))
+    assert np.array_equal(two[-100:-4, place : place + 96], plain)
+    ahead = place + 100
+    assert not np.array_equal(one[-100:-4, ahead : ahead + 96], plain)
+    assert not np.array_equal(one[-100:-4, ahead : ahead + 96], two[-100:-4, ahead : ahead + 96])
 
 
 def test_the_command_writes_strips_and_generate_goes_along_them(tmp_path):

@@ -219,9 +219,9 @@ def test_a_grid_has_a_path_in_every_cell():
     for picture, place in ((first, 0), (second, 1)):
         array = np.asarray(picture)
         for number, seeds in enumerate(cells):
-            y, x = (4 + 68 * part for part in divmod(number, 2))
-            wanted = np.asarray(pipeline([seeds[place]]).images[0]).repeat(2, 0).repeat(2, 1)
-            assert np.array_equal(array[y : y + 64, x : x + 64], wanted)
+            y, x = (4 + 100 * part for part in divmod(number, 2))
+            wanted = np.asarray(pipeline([seeds[place]]).images[0]).repeat(3, 0).repeat(3, 1)
+            assert np.array_equal(array[y : y + 96, x : x + 96], wanted)
 
 
 @pytest.mark.parametrize(
@@ -281,10 +281,10 @@ def test_interpolate_takes_grids_kinds_and_truncation(tiny, tmp_path):
         last = np.asarray(image.convert("RGB"))
     pipeline = GANPipeline.from_pretrained(tiny)
     wanted = pipeline([2, 4], truncation_psi=0.5, truncation_cutoff=2).images
-    factor = last.shape[0] // 72
-    for x, picture in zip((4, 72), wanted, strict=True):
-        cell = last[4 * factor : 68 * factor, x * factor : (x + 64) * factor]
-        assert np.array_equal(cell, np.asarray(picture).repeat(2 * factor, 0).repeat(2 * factor, 1))
+    factor = last.shape[0] // 104
+    for x, picture in zip((4, 104), wanted, strict=True):
+        cell = last[4 * factor : 100 * factor, x * factor : (x + 96) * factor]
+        assert np.array_equal(cell, np.asarray(picture).repeat(3 * factor, 0).repeat(3 * factor, 1))
 
 
 @pytest.mark.parametrize(
