@@ -191,6 +191,7 @@ class Generator(ZooModel):
 
     component = "generator"
     styles_are_latents: ClassVar[bool] = False  # no mapping network: there is no w space apart from z
+    token_upsampling: ClassVar[str] = "bilinear"  # between levels; "nearest": a token becomes four
     _supports_gradient_checkpointing = True
 
     def __init__(self, config: ModelConfig) -> None:

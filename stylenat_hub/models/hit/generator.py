@@ -220,6 +220,7 @@ class HiTGenerator(Generator):
 
     config_class = HiTConfig
     styles_are_latents = True
+    token_upsampling = "nearest"
     num_ws = 1
     _no_split_modules = ["AttentionBlock", "MLPBlock"]  # noqa: RUF012  diffusers' name for "on one device"
 
