@@ -250,10 +250,18 @@ def test_a_saved_model_is_read_without_its_weights(family, tmp_path):
     assert table[1:] == receptive_table(f"{family}-tiny").splitlines()[1:]
 
 
-def test_an_existing_folder_wins(tmp_path, monkeypatch):
-    tiny_generator("hit").save_pretrained(tmp_path / "church-256")
+@pytest.mark.parametrize("name", ["church-256", "stylenat-church-256"])
+def test_an_existing_folder_wins(name, tmp_path, monkeypatch):
+    tiny_generator("hit").save_pretrained(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    assert resolve("church-256").title == "church-256 (HiT, 32 px)"
+    assert resolve(name).title == f"{name} (HiT, 32 px)"
+
+
+def test_a_hub_id(hub):
+    tiny_generator("styleswin").push_to_hub("me/windows", license="mit")
+    assert resolve("me/windows").title == "me/windows (StyleSwin, 32 px)"
+    with pytest.raises(UnknownModelError):
+        resolve("me/nothing")
 
 
 def test_unknown_names(tmp_path):
@@ -315,7 +323,10 @@ def figures(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("name", ["church-256", "styleswin-tiny", "hit-tiny"])
+LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("ffhq-1024", "styleswin-ffhq-1024")]
+
+
+@pytest.mark.parametrize("name", ["church-256", "hit-tiny", *LARGE])
 def test_figure(name, tmp_path, figures):
     """A panel per field, none of whose words lie over others or beyond the edge."""
     receptive_figure.draw_receptive_field(name, tmp_path / "field.png")
