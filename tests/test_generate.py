@@ -211,14 +211,16 @@ def test_styles_come_in_the_models_type(tmp_path):
     """A file holds float32; a model in half precision truncates and draws as it does for seeds."""
     pipeline = GANPipeline(tiny_generator().to(torch.bfloat16))
     pipeline.set_progress_bar_config(disable=True)
-    write_styles(pipeline, pipeline.styles([5]).float(), tmp_path, truncation_psi=0.6)
-    expected = pipeline([5], truncation_psi=0.6).images[0]
-    assert np.array_equal(read(tmp_path / "style000000.png")[0], np.asarray(expected))
+    write_styles(pipeline, pipeline.styles(range(4)).float(), tmp_path, truncation_psi=0.37)
+    for number, image in enumerate(pipeline(range(4), truncation_psi=0.37).images):
+        assert np.array_equal(read(tmp_path / f"style00000{number}.png")[0], np.asarray(image))
 
 
 def test_styles_of_another_model_are_refused(pipeline, tmp_path):
-    with pytest.raises(InputError, match=r"ws has the shape \(2, 3, 32\); this model needs \[batch, 8, 32\]"):
-        write_styles(pipeline, torch.zeros(2, 3, 32), tmp_path / "new", truncation_psi=0.5)
+    for shape in ((2, 3, 32), (2, 8, 31)):
+        says = rf"ws has the shape \({', '.join(map(str, shape))}\); this model needs \[batch, 8, 32\]"
+        with pytest.raises(InputError, match=says):
+            write_styles(pipeline, torch.zeros(shape), tmp_path / "new", truncation_psi=0.5)
     with pytest.raises(InputError, match="styles are drawn at one truncation, not at 2"):
         write_styles(pipeline, torch.zeros(2, 8, 32), tmp_path / "new", truncation_psi=[0.5, 1])
     assert not (tmp_path / "new").exists()

@@ -253,6 +253,12 @@ def test_errors_leave_nothing_and_lose_nothing(tiny, tmp_path, monkeypatch, argu
     assert (tmp_path / "old.png").read_text() == "mine"
 
 
+def test_a_sheet_is_a_png(drawing, tmp_path):
+    with pytest.raises(InputError, match="is no name of a PNG"):
+        write_mixing(drawing, ROWS, COLUMNS, tmp_path / "mix.jpg")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_interruption_keeps_whole_cells_and_says_how_many(drawing, monkeypatch, tmp_path):
     drawn, draw = [], drawing.draw
 
