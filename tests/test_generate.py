@@ -208,10 +208,13 @@ def test_a_file_of_styles_is_drawn_as_its_seeds_are(drawing, tmp_path):
 
 
 def test_styles_come_in_the_models_type(tmp_path):
-    """A file holds float32; a model in half precision truncates and draws as it does for seeds."""
+    """A file holds float32; a model in half precision truncates, edits and draws as it does for seeds."""
+    types = []
     pipeline = GANPipeline(tiny_generator().to(torch.bfloat16))
     pipeline.set_progress_bar_config(disable=True)
-    write_styles(pipeline, pipeline.styles(range(4)).float(), tmp_path, truncation_psi=0.37)
+    options = {"truncation_psi": 0.37, "edit": lambda ws: (types.append(ws.dtype), ws)[1]}
+    write_styles(pipeline, pipeline.styles(range(4)).float(), tmp_path, **options)
+    assert types == [torch.bfloat16]
     for number, image in enumerate(pipeline(range(4), truncation_psi=0.37).images):
         assert np.array_equal(read(tmp_path / f"style00000{number}.png")[0], np.asarray(image))
 
