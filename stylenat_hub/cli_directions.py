@@ -69,7 +69,7 @@ def directions(
             parser=parse_steps,
             metavar="LIST",
             help="Columns of a strip, in standard deviations.",
-            show_default="-4,-2,0,2,4, of pca half of these",
+            show_default="sefa: -3,-1.5,0,1.5,3; pca: -2,-1,0,1,2",
         ),
     ] = None,
     truncation: Annotated[

@@ -127,6 +127,7 @@ HOSTILE = {
     "empty": lambda p: p.write_bytes(b""),
     "cut off": lambda p: p.write_bytes(p.read_bytes()[:-7]),
     "a huge header": lambda p: p.write_bytes(struct.pack("<Q", 50_000_000) + b" " * 5_000_000),
+    "a long header": lambda p: header(p, padding=" " * 5_000_000),
     "a text": lambda p: p.write_text("these are my directions\n" * 20),
 }
 

@@ -156,7 +156,7 @@ def test_names_can_be_given():
     for names, says in (
         ({"c": "snow"}, "no direction 'c'"),
         ({"a": "b"}, "two directions are called 'b'"),
-        ({"a": "B"}, "two directions"),
+        ({"b": "A"}, "two directions"),
         ({"a": "../x"}, "can be no direction's name"),
         ({"a": ""}, "can be no"),
         ({"a": "x=1"}, "can be no"),
@@ -256,6 +256,8 @@ def test_a_strip_shows_the_pictures_of_its_strengths(models, tmp_path):
     assert not (tmp_path / "strips").exists()
     written = write_strips(pipe, found, tmp_path / "strips", seeds=[5], strengths=[0, 3])
     assert [path.name for path in written.pictures] == ["sefa-1.png", "sefa-2.png"]
+    with pytest.raises(InputError, match="is not empty"):
+        write_strips(pipe, found, tmp_path / "strips", seeds=[5], strengths=[0, 3])
     one, two = map(pixels, written.pictures)
     plain = np.asarray(pipe([5]).images[0].resize((96, 96), PIL.Image.Resampling.NEAREST))
     left = one.shape[1] - 2 * 100

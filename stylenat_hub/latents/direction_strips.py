@@ -17,9 +17,9 @@ from stylenat_hub.pictures import drawn_by, write_picture
 from stylenat_hub.pipeline import GANPipeline, check_seeds
 from stylenat_hub.sheet import Sheet, cell_side
 
-# In standard deviations, seen to change pictures without breaking most. Layers answer to directions in which
-# styles vary little, so that one goes further along those of SeFa.
-STRENGTHS = {"sefa": (-4.0, -2.0, 0.0, 2.0, 4.0), "pca": (-2.0, -1.0, 0.0, 1.0, 2.0)}
+# In standard deviations: what changes pictures without breaking most of them. One goes further along SeFa's,
+# because styles vary less in these than in their principal directions.
+STRENGTHS = {"sefa": (-3.0, -1.5, 0.0, 1.5, 3.0), "pca": (-2.0, -1.0, 0.0, 1.0, 2.0)}
 MAX_STRENGTHS = 100  # columns
 
 
