@@ -14,7 +14,15 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from stylenat_hub import cli_directions, cli_evaluate, cli_generate, cli_latents, cli_paths, signals
+from stylenat_hub import (
+    cli_directions,
+    cli_evaluate,
+    cli_generate,
+    cli_inside,
+    cli_latents,
+    cli_paths,
+    signals,
+)
 from stylenat_hub.cli_models import builtin_model
 from stylenat_hub.errors import InputError
 from stylenat_hub.options import (
@@ -75,6 +83,7 @@ app.command()(cli_generate.generate)
 app.command()(cli_latents.mix)
 app.command()(cli_paths.interpolate)
 app.command()(cli_directions.directions)
+app.command()(cli_inside.attention)
 app.command()(cli_evaluate.evaluate)
 
 

@@ -109,6 +109,7 @@ LATE_THIRD_PARTY: dict[str, set[str]] = {
     "attention": {"natten", "triton"},
     "layers": {"natten", "triton"},
     "metrics": {"pyarrow", "transformers", "matplotlib"},
+    "inside": {"matplotlib"},
     "sources": {"pyarrow"},
     "video": {"imageio_ffmpeg"},
 }

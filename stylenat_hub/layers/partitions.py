@@ -5,6 +5,7 @@ Legend: L positions of an axis, K of them that one position sees, s side of a wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,16 @@ class AttentionSite:
     block: int
     module: nn.Module
     partitions: tuple[Partition, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class CrossSite:
+    """One attention of all places to the latent's tokens: side of its level in px, the module, and what
+    turns the tokens it gets, [B, ..., C], into rows of the picture [B, h, W, C]."""
+
+    level: int
+    module: nn.Module
+    as_rows: Callable[[torch.Tensor], torch.Tensor]
 
 
 def partition(label: str, start: int, stop: int, keys: torch.Tensor) -> Partition:

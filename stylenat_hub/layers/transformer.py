@@ -7,11 +7,13 @@ Legend: B batch, H,W tokens of a level, L = H * W, C channels, N heads, D head d
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stylenat_hub.layers.logits import Compared
 from stylenat_hub.layers.position import sine_positions
 from stylenat_hub.layers.resample import upsample_tokens
 from stylenat_hub.layers.style import AdaIN
@@ -50,6 +52,9 @@ def relative_bias(table: torch.Tensor) -> torch.Tensor:
 class Attention(nn.Module):
     """What all kinds of attention share: projections in and out, and a bias table per partition of heads."""
 
+    watched: ClassVar[str] = "attend"  # the method whose first argument `compared` takes
+    seam: ClassVar[float] = 0.0  # what is added where a pair does not count
+
     def __init__(self, channels: int, heads: int, qkv_bias: bool, tables: Iterable[nn.Parameter]) -> None:
         super().__init__()
         self.heads = heads
@@ -64,6 +69,11 @@ class Attention(nn.Module):
     def attend(self, qkv: torch.Tensor, size: int) -> torch.Tensor:
         """[B, L, 3C] -> [B, L, C]: what lies between the projections."""
         raise NotImplementedError
+
+    def compared(self, qkv: torch.Tensor, size: int) -> Compared:
+        """[B, L, 3C] -> what the weights of `attend` are made of; views, nothing is copied."""
+        q, k, _ = qkv.unflatten(1, (size, size)).unflatten(3, (3, self.heads, -1)).unbind(3)
+        return Compared(q, k, tuple(self.rpb), self.seam)
 
 
 class MLP(nn.Module):

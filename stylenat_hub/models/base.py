@@ -11,7 +11,7 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import nn
 
 from stylenat_hub.errors import ConfigError, InputError
-from stylenat_hub.layers.partitions import AttentionSite
+from stylenat_hub.layers.partitions import AttentionSite, CrossSite
 from stylenat_hub.models.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -224,6 +224,10 @@ class Generator(ZooModel):
 
     def attention_sites(self) -> list[AttentionSite]:
         """Every self-attention in the order of its work, with what its heads can see."""
+        return []
+
+    def cross_attentions(self) -> list[CrossSite]:
+        """Every attention to the latent's own tokens; none in most families."""
         return []
 
     def mapping(self, z: torch.Tensor) -> torch.Tensor:

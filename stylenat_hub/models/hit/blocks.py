@@ -8,12 +8,14 @@ where they are cut into blocks: everything but self-attention treats tokens one 
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stylenat_hub.layers.logits import Compared
 from stylenat_hub.layers.partitions import Partition, partition, strides, windows
 from stylenat_hub.models.hit.config import StagesConfig
 from stylenat_hub.models.hit.norm import BatchNorm
@@ -121,12 +123,24 @@ class CrossAttention(Attention):
         q, k, v = self.projected(x.flatten(1, -2), embedding)
         return self.proj(attend(q, k, v).flatten(2)).view_as(x)
 
+    def weights(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        """x [B, ..., C], embedding [B, S, C'] -> [B, ..., N, S]: how much each token attends to each of the
+        latent's, summing to 1. In float32 at least."""
+        q, k, _ = self.projected(x.flatten(1, -2), embedding)
+        q, k = (
+            y.to(torch.promote_types(y.dtype, torch.float32)) for y in (q, k.expand(-1, -1, self.heads, -1))
+        )
+        logits = torch.einsum("blnd,bsnd->blns", q * q.shape[-1] ** -0.5, k)
+        return logits.softmax(dim=-1).unflatten(1, x.shape[1:-1])
+
 
 class MultiAxisAttention(Attention):
     """The first heads attend within a block, the others across blocks, to the tokens of the same place.
 
     This is the order of the released code; Algorithm 2 of the paper has the other one.
     """
+
+    watched: ClassVar[str] = "forward"  # the method whose first argument `compared` takes
 
     def __init__(self, channels: int, heads: int, multi_query: bool, within: int | None = None) -> None:
         """within: how many heads attend within a block; by default half of them."""
@@ -153,6 +167,13 @@ class MultiAxisAttention(Attention):
             partition("across blocks", self.within, self.heads, strides(size, side)),
         )
         return tuple(part for part in both if part.num_heads)
+
+    def compared(self, x: torch.Tensor, size: int) -> Compared:
+        """[B, M, T, C] of a grid of `size` -> what the weights of `forward` are made of, as a grid."""
+        side = math.isqrt(x.shape[2])  # blocks are square
+        q, k = (from_blocks(layer(x), side, size) for layer in (self.query, self.key))
+        q, k = q.unflatten(-1, (self.heads, -1)), k.unflatten(-1, (self.shared, -1))
+        return Compared(q, k.expand_as(q), (None, None))
 
     def _of(self, x: torch.Tensor, heads: slice) -> torch.Tensor:
         """What these heads see of the keys or values [..., K, D]."""

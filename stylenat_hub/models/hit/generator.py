@@ -16,7 +16,7 @@ import torch
 from diffusers import ModelMixin  # noqa: F401  a pipeline that loads this class looks for it here
 from torch import nn
 
-from stylenat_hub.layers.partitions import AttentionSite
+from stylenat_hub.layers.partitions import AttentionSite, CrossSite
 from stylenat_hub.models.base import MEAN_LATENTS, MEAN_SEED, Generator
 from stylenat_hub.models.hit.blocks import (
     AttentionBlock,
@@ -244,6 +244,9 @@ class HiTGenerator(Generator):
 
     def attention_sites(self) -> list[AttentionSite]:
         return [site for stage in self.stages for site in stage.attention_sites()]
+
+    def cross_attentions(self) -> list[CrossSite]:
+        return [CrossSite(stage.size, stage.cross.attn, stage.leave) for stage in self.stages]
 
     def level_rows(self) -> list[dict[str, Any]]:
         config = self.typed_config

@@ -30,6 +30,8 @@ MAX_PROBLEMS = 65_535  # CUDA's limit on windows * heads in one scaled_dot_produ
 class SplitWindowAttention(Attention):
     """Half of the heads attend in windows, the other half in windows shifted by half a window."""
 
+    seam = SEAM
+
     def __init__(self, channels: int, heads: int, window: int, shift: int, qkv_bias: bool) -> None:
         super().__init__(channels, heads, qkv_bias, (bias_table(heads // 2, window) for _ in range(2)))
         self.shifts = (0, shift)
