@@ -27,10 +27,10 @@ _LINE, _GAP, _HEAD, _FOOT = 12, 10, 44, 62  # px of a line of words, between pan
 
 @dataclass(frozen=True, eq=False)
 class _Panel:
-    """A square [P, P, 3], the lines above it, and where its mark is: (x, y) in [0, 1], or nowhere."""
+    """The lines above a square [P, P, 3], and where its mark is: (x, y) in [0, 1], or nowhere."""
 
-    picture: np.ndarray
     title: str
+    picture: np.ndarray
     mark: tuple[float, float] | None = None
     cross: bool = False
 
@@ -53,10 +53,8 @@ def draw_attention(
     new_figure, colours = figure_class(), Colours.load()
     rows = []
     for query, (x, y) in enumerate(maps.queries):
-        # the ring stands around the token, wherever in it the query is
-        at = tuple((place + 0.5) / maps.level for place in reversed(maps.tokens[query]))
-        first = _Panel(picture_panel(maps.image), f"the query\nx {x:g}, y {y:g}", (x, y), cross=True)
-        rows += _rows(first, list(_heads(maps, query, at, colours)))
+        first = _Panel(f"the query\nx {x:g}, y {y:g}", picture_panel(maps.image), (x, y), cross=True)
+        rows += _rows(first, list(_heads(maps, query, colours)))
     _write(new_figure, colours, rows, path, title, about, "weight")
 
 
@@ -70,7 +68,7 @@ def draw_averages(
     """What the heads look at on average over all places, as a PNG: first by offset from the query, which is
     the middle, then by place in the picture. Colours, arguments and errors as in `draw_attention`."""
     new_figure, colours = figure_class(), Colours.load()
-    first = _Panel(picture_panel(averages.image), "the picture")
+    first = _Panel("the picture", picture_panel(averages.image))
     rows = _rows(first, list(_by_offset(averages, colours)))
     rows += _rows(first, list(_received(averages, colours)))
     _write(new_figure, colours, rows, path, title, about, "mean weight")
@@ -89,16 +87,16 @@ def draw_cross(
     everywhere = torch.ones(maps.level, maps.level, dtype=torch.bool)
     panels = [
         _Panel(
-            overlay(maps.image, weights.float(), everywhere, 1, colours),
             f"token {number + 1} of the latent's {len(maps.weights)}\n"
             f"mean of {maps.heads} heads; largest {weights.max():.2g}",
+            overlay(maps.image, weights.float(), everywhere, 1, colours)[0],
         )
         for number, weights in enumerate(maps.weights)
     ]
     _write(
         new_figure,
         colours,
-        _rows(_Panel(picture_panel(maps.image), "the picture"), [panels]),
+        _rows(_Panel("the picture", picture_panel(maps.image)), [panels]),
         path,
         title,
         about,
@@ -106,15 +104,14 @@ def draw_cross(
     )
 
 
-def _heads(maps: AttentionMaps, query: int, at: tuple[float, float], colours: Colours) -> Iterator[list]:
+def _heads(maps: AttentionMaps, query: int, colours: Colours) -> Iterator[list]:
     """The panels of each partition, for one query."""
     for number, part in enumerate(maps.partitions):
         seen, step = maps.seen(query, number), _step(part)
         yield [
             _Panel(
-                overlay(maps.image, weights.float(), seen, step, colours),
                 f"{_name(number, maps.partitions)}\n{heads}; largest {weights.max():.2g}",
-                at,
+                *overlay(maps.image, weights.float(), seen, step, colours, maps.tokens[query]),
             )
             for heads, weights in _with_mean(part, maps.map(query, number))
         ]
@@ -125,9 +122,9 @@ def _by_offset(averages: AttentionAverages, colours: Colours) -> Iterator[list]:
         reach = (part.keys.shape[1] - 1) * _step(part)
         yield [
             _Panel(
-                offsets_panel(weights.float(), colours),
                 f"{_name(number, averages.partitions)}\n{heads}; largest {weights.max():.2g}\n"
                 f"by offset, {-reach} to {reach} tokens",
+                offsets_panel(weights.float(), colours),
                 (0.5, 0.5),
             )
             for heads, weights in _with_mean(part, averages.by_offset[number])
@@ -139,9 +136,9 @@ def _received(averages: AttentionAverages, colours: Colours) -> Iterator[list]:
     for number, part in enumerate(averages.partitions):
         yield [
             _Panel(
-                overlay(averages.image, weights.float(), everywhere, 1, colours),
                 f"{_name(number, averages.partitions)}\n"
                 f"{heads}; largest {weights.max() * averages.level**2:.3g} x even\nby place looked at",
+                overlay(averages.image, weights.float(), everywhere, 1, colours)[0],
             )
             for heads, weights in _with_mean(part, averages.received[number])
         ]

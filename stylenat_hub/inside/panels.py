@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 PANEL = 256  # px; a power of two, as the levels are
-_SPOT = 5  # px that a token of a sparse pattern has at least, if that leaves its neighbours apart
+_SPOT = 7  # px that a token of a sparse pattern has at least, if that leaves its neighbours apart
 _SMALL = PANEL // 5  # px; what looks at less gets an enlargement in a corner
 _INSET = 104  # px of that
 _FRAME = (0.0, 0.75, 0.75)
@@ -51,23 +51,35 @@ def picture_panel(image: torch.Tensor) -> np.ndarray:
 
 
 def overlay(
-    image: torch.Tensor, weights: torch.Tensor, seen: torch.Tensor, step: int, colours: Colours
-) -> np.ndarray:
-    """Weights [L, L] in colour over a picture [3, R, R] in pale grey, [P, P, 3].
+    image: torch.Tensor,
+    weights: torch.Tensor,
+    seen: torch.Tensor,
+    step: int,
+    colours: Colours,
+    token: tuple[int, int] | None = None,
+) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """Weights [L, L] in colour over a picture [3, R, R] in pale grey: [P, P, 3], and where in it the token
+    (row, column) is to be marked, as (x, y) in [0, 1].
 
     Colours go from 0 to the largest weight. seen: [L, L] bool, where the head can look; elsewhere the
     picture shows. step: tokens from one of these to the next. A finer level shows the largest weight in each
     pixel, a sparse pattern's tokens are drawn as spots, and one that is small is enlarged in a corner, its
     place in a frame.
     """
-    grey = _grey(picture_panel(image))
-    values = _fitted(weights / weights.max().clamp(min=1e-30), step)
-    shown = _fitted(seen.float(), step) > 0
-    panel = _blend(grey, values, shown, colours)
-    top, left, side = _extent(seen)
-    if side * PANEL >= _SMALL * len(seen):
-        return panel
-    return _with_inset(panel, image, weights, seen, (top, left, side), colours)
+    length = len(seen)
+    values = weights / weights.max().clamp(min=1e-30)
+    panel = _coloured(_grey(picture_panel(image)), values, seen, step, colours)
+    extent = _extent(seen)
+    if token is None or extent[2] * PANEL >= _SMALL * length:
+        return panel, token and _middle(token, length)
+    top, left, side = extent
+    part = (slice(top, top + side), slice(left, left + side))
+    grid = F.interpolate(image[None], size=(length, length), mode="area")[0].permute(1, 2, 0)
+    grey = _grey(enlarged(grid[part].numpy(), _INSET))
+    inset = _coloured(grey, values[part], seen[part], step, colours)
+    corner = _put_inset(panel, inset, extent, length)
+    x, y = _middle((token[0] - top, token[1] - left), side)
+    return panel, ((corner[1] + x * _INSET) / PANEL, (corner[0] + y * _INSET) / PANEL)
 
 
 def offsets_panel(weights: torch.Tensor, colours: Colours) -> np.ndarray:
@@ -76,9 +88,13 @@ def offsets_panel(weights: torch.Tensor, colours: Colours) -> np.ndarray:
     return colours.of(enlarged(values.numpy(), PANEL))
 
 
-def _blend(grey: np.ndarray, values: np.ndarray, shown: np.ndarray, colours: Colours) -> np.ndarray:
-    opacity = _OPAQUE * shown[..., None]
-    return grey * (1 - opacity) + colours.of(values) * opacity
+def _coloured(
+    grey: np.ndarray, values: torch.Tensor, seen: torch.Tensor, step: int, colours: Colours
+) -> np.ndarray:
+    """A picture [p, p, 3] under the colours of the values [A, A] where they are seen."""
+    side = len(grey)
+    opacity = _OPAQUE * (_fitted(seen.float(), step, side) > 0)[..., None]
+    return grey * (1 - opacity) + colours.of(_fitted(values, step, side)) * opacity
 
 
 def _grey(picture: np.ndarray) -> np.ndarray:
@@ -87,18 +103,23 @@ def _grey(picture: np.ndarray) -> np.ndarray:
     return np.repeat((grey * (1 - _PALE) + _PALE)[..., None], 3, axis=2)
 
 
-def _fitted(values: torch.Tensor, step: int) -> np.ndarray:
-    """[L, L] -> [P, P] by the largest in each pixel, single tokens grown to spots where that fits."""
+def _fitted(values: torch.Tensor, step: int, side: int) -> np.ndarray:
+    """[A, A] -> [side, side] by the largest in each pixel, single tokens grown to spots where that fits."""
     length = len(values)
-    if length > PANEL:
-        values = F.max_pool2d(values[None, None], length // PANEL)[0, 0]
-    panel = enlarged(values.numpy(), PANEL)
-    apart, token = step * PANEL // length, max(1, PANEL // length)
+    if length > side:
+        values = F.adaptive_max_pool2d(values[None, None], side)[0, 0]
+    panel = enlarged(values.numpy(), side)
+    apart, token = step * side // length, max(1, side // length)
     grow = min(_SPOT, apart // 2) - token
     if grow < 2:
         return panel
     odd = 2 * (grow // 2) + 1
     return F.max_pool2d(torch.from_numpy(panel)[None, None], odd, stride=1, padding=odd // 2)[0, 0].numpy()
+
+
+def _middle(token: tuple[int, int], length: int) -> tuple[float, float]:
+    """A token (row, column) as (x, y) in [0, 1]."""
+    return (token[1] + 0.5) / length, (token[0] + 0.5) / length
 
 
 def _extent(seen: torch.Tensor) -> tuple[int, int, int]:
@@ -108,35 +129,18 @@ def _extent(seen: torch.Tensor) -> tuple[int, int, int]:
     return min(rows[0], len(seen) - side), min(columns[0], len(seen) - side), side
 
 
-def _with_inset(
-    panel: np.ndarray,
-    image: torch.Tensor,
-    weights: torch.Tensor,
-    seen: torch.Tensor,
-    extent: tuple[int, int, int],
-    colours: Colours,
-) -> np.ndarray:
-    """The panel with what lies in the extent enlarged, in the corner farthest from it."""
-    top, left, side = extent
-    length = len(seen)
-    part = (slice(top, top + side), slice(left, left + side))
-    grid = F.interpolate(image[None], size=(length, length), mode="area")[0].permute(1, 2, 0)
-    values = weights[part] / weights.max().clamp(min=1e-30)
-    inset = _blend(
-        _grey(enlarged(grid[part].numpy(), _INSET)),
-        enlarged(values.numpy(), _INSET),
-        enlarged(seen[part].numpy(), _INSET),
-        colours,
-    )
-    panel = panel.copy()
+def _put_inset(
+    panel: np.ndarray, inset: np.ndarray, extent: tuple[int, int, int], length: int
+) -> tuple[int, int]:
+    """Frame the extent (row, column, side in tokens) in the panel and put the inset into the corner farthest
+    from it; returns where that begins."""
+    *edges, side = extent
     scale = PANEL / length
-    first = [int(edge * scale) - 2 for edge in (top, left)]
-    _frame(panel, first[0], first[1], int(np.ceil(side * scale)) + 4)
-    middle = length / 2 - side / 2
-    corner = [2 if edge > middle else PANEL - _INSET - 2 for edge in (top, left)]
-    panel[corner[0] : corner[0] + _INSET, corner[1] : corner[1] + _INSET] = inset
-    _frame(panel, corner[0] - 2, corner[1] - 2, _INSET + 4)
-    return panel
+    _frame(panel, *(int(edge * scale) - 2 for edge in edges), int(np.ceil(side * scale)) + 4)
+    top, left = (2 if 2 * edge + side > length else PANEL - _INSET - 2 for edge in edges)
+    panel[top : top + _INSET, left : left + _INSET] = inset
+    _frame(panel, top - 2, left - 2, _INSET + 4)
+    return top, left
 
 
 def _frame(panel: np.ndarray, top: int, left: int, side: int, width: int = 2) -> None:
