@@ -225,6 +225,8 @@ def test_errors_come_before_the_drawing_and_leave_nothing(tmp_path, monkeypatch)
     assert "has no block 0" in fails("--block", 0, *output)
     assert list(tmp_path.iterdir()) == []
     assert "a folder of that name is there" in fails("--output", tmp_path)
+    with pytest.raises(InputError, match="a folder of that name is there"):
+        check_drawable(tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InputError, match="need matplotlib"):
         check_drawable(tmp_path / "a.png")
