@@ -43,15 +43,16 @@ def decode(data: bytes) -> Image.Image:
     """
     if not data:
         raise ValueError("it is empty")
-    with Image.open(io.BytesIO(data), formats=_formats()) as image:
+    with Image.open(io.BytesIO(data), formats=formats()) as image:
         image.load()  # TIFFs are turned here, and lose the tag by it
-        turn = _TURNS.get(_orientation(image))
-        image = _to_rgb(image)
+        turn = turn_upright(image)
+        image = with_alpha(image).convert("RGB")
     return image.transpose(turn) if turn is not None else image
 
 
 @functools.cache
-def _formats() -> tuple[str, ...]:
+def formats() -> tuple[str, ...]:
+    """What Pillow decodes alone, by its names, for `Image.open`."""
     Image.init()
     return tuple(sorted(set(Image.OPEN) - _NOT_DECODED))
 
@@ -59,8 +60,13 @@ def _formats() -> tuple[str, ...]:
 @functools.cache
 def extensions() -> frozenset[str]:
     """The file name endings that count as pictures, in lower case: `.png`."""
-    formats = {*_formats(), "MPO"}  # MPO is read by the reader of JPEG
-    return frozenset(end for end, name in Image.registered_extensions().items() if name in formats)
+    known = {*formats(), "MPO"}  # MPO is read by the reader of JPEG
+    return frozenset(end for end, name in Image.registered_extensions().items() if name in known)
+
+
+def turn_upright(image: Image.Image) -> Image.Transpose | None:
+    """How a decoded picture is to be transposed, as its EXIF tag says, or None."""
+    return _TURNS.get(_orientation(image))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -71,15 +77,17 @@ def _orientation(image: Image.Image) -> int:
     return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def with_alpha(image: Image.Image) -> Image.Image:
+    """A decoded picture of any mode as one that converts to RGB well: 16 bits become 8, and what is
+    transparent by a colour or has multiplied colours becomes RGBA. Raises `ValueError` for floating point."""
     if image.mode == "F":
         raise ValueError("it holds floating-point numbers, whose range is unknown; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # Pillow would cut off everything above 255
         wide = np.asarray(image).astype(np.int64).clip(0, 65535)
         image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
     elif image.mode == "RGBa" or "transparency" in image.info:
-        image = image.convert("RGBA")  # the colours themselves; Pillow warns about the direct way
-    return image.convert("RGB")
+        return image.convert("RGBA")  # the colours themselves; Pillow warns about the direct way
+    return image
 
 
 def reason(error: Exception) -> str:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from stylenat_hub import download
 from stylenat_hub.errors import InputError, WeightsError
 from stylenat_hub.metrics.exact import exact, in_equal_batches
 from stylenat_hub.metrics.inception_weights import tensors_sha256
-from stylenat_hub.metrics.resizing import DINOV2, check_images
+from stylenat_hub.metrics.resizing import DINOV2, IMAGENET_MEAN, IMAGENET_STD, check_images
 
 MODEL = "facebook/dinov2-large"  # 1024 features, the one of arXiv 2306.04675
 FILES = ("config.json", "model.safetensors")
@@ -92,6 +93,15 @@ class DINOv2Extractor:
         with exact():
             features, _ = in_equal_batches(self.network, self.preprocess, check_images(images), self.device)
         return features, None
+
+    def differentiable(self, images: torch.Tensor) -> torch.Tensor:
+        """Pictures [B, 3, H, W] in [0, 1] -> all tokens after the last norm [B, tokens, D] with gradients.
+        torch's bicubic filter takes the place of Pillow's, and nothing is rounded. For `latents.losses`; no
+        metric uses it."""
+        size = {"size": (SIDE, SIDE), "mode": "bicubic", "align_corners": False, "antialias": True}
+        resized = F.interpolate(images.to(self.device), **size)
+        mean, std = (resized.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return self.network.model(pixel_values=(resized - mean) / std).last_hidden_state
 
 
 def _model_class() -> Any:

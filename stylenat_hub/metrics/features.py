@@ -212,6 +212,16 @@ class _Checked:
             self._check("logits", logits, [len(images), None])
         return features, logits
 
+    def differentiable(self, images: torch.Tensor) -> Any:
+        """Pictures [B, 3, H, W] in [0, 1] -> a tensor [B, ...] or several, with gradients, by the extractor's
+        own method of that name. Raises `InputError` if it has none."""
+        if not callable(getattr(self._inner, "differentiable", None)):
+            raise InputError(
+                f"the extractor {self._spec!r} has no gradients; give it a method differentiable(images), "
+                "pictures [B, 3, H, W] in [0, 1] to a tensor [B, ...] or a list of them, or use random-conv"
+            )
+        return self._inner.differentiable(images)
+
     def _check(self, what: str, got: Any, shape: list[int | None]) -> None:
         wanted = f"float32 [{', '.join('K' if size is None else str(size) for size in shape)}]"
         if not isinstance(got, torch.Tensor):

@@ -115,6 +115,8 @@ BLOCKS: tuple[tuple[str, int, tuple[Path, ...]], ...] = (
     ("Mixed_7c", 2048, _e("maximum")),
 )
 
+MAPPED = ("Mixed_5d", "Mixed_6e", "Mixed_7c")  # the last block of each size
+
 
 class _Norm(nn.Module):
     """Batch norm by its stored statistics: nothing in training mode can change it."""
@@ -204,6 +206,18 @@ class FIDInception(nn.Module):
         features = x.mean(dim=(2, 3))  # [B, 2048]
         return features, F.linear(features, self.fc.weight)
 
+    def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Prepared pictures -> what goes into the first pool, [B, 64, 147, 147], and the last blocks' outputs
+        of each size: [B, 288, 35, 35], [B, 768, 17, 17], [B, 2048, 8, 8]."""
+        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
+        found = [x]
+        x = POOLS["halved"](self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(POOLS["halved"](x))))
+        for name, *_ in BLOCKS:
+            x = getattr(self, name)(x)
+            if name in MAPPED:
+                found.append(x)
+        return found
+
 
 class _Script(nn.Module):
     """NVIDIA's TorchScript file of the same network, without its own resize: `layers` takes prepared
@@ -280,6 +294,19 @@ class InceptionExtractor:
         device. Raises `InputError` for other pictures."""
         with exact():
             return in_equal_batches(self.network, self.preprocess, check_images(images), self.device)
+
+    def differentiable(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Pictures [B, 3, H, W] in [0, 1] -> maps of four depths with gradients (of NVIDIA's file only the
+        features [B, 2048]). For `latents.losses`; no metric uses it.
+
+        Raises `InputError` for the resize "clean", which goes through Pillow.
+        """
+        if self.protocol["preprocessing"] == "clean":
+            raise InputError("the resize 'clean' has no gradients; use pytorch-fid or torch-fidelity")
+        prepared = self._way.apply(images.to(self.device) * 255, SIDE)
+        if isinstance(self.network, FIDInception):
+            return self.network.maps(prepared)
+        return [self.network(prepared)[0]]
 
 
 def _built(found: Weights) -> tuple[nn.Module, str]:

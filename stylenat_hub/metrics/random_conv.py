@@ -93,6 +93,16 @@ class RandomConvExtractor:
             logits = F.linear(features.floor(), self._weights["classes"])
             return features * UNIT, logits * SPREAD
 
+    def differentiable(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Pictures [B, 3, H, W] in [0, 1] -> the outputs of the four layers [B, C, H', W'] with gradients:
+        the same sums, not rounded. For `latents.losses`; no metric uses it."""
+        x, maps = images.to(self.device) * 255 - 128, []
+        for number, (_, _, shift) in enumerate(LAYERS):
+            sums = F.conv2d(x, self._weights[f"layer{number + 1}"], stride=2, padding=1)
+            x = (sums * 2.0**-shift).clamp(0, LARGEST)
+            maps.append(x)
+        return maps
+
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         x = self.preprocess(images)
         means = []

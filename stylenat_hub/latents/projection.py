@@ -1,0 +1,322 @@
+"""Projection: the styles whose picture is nearest to a given one (inversion of the generator).
+
+The styles are sought in coordinates v in which those of seeded latents have mean 0 and variance 1: w = mean
++ v A, where A is from the covariance of seeded styles. There one learning rate fits all directions, and the
+prior is the mean square of v (the squared Mahalanobis distance per dimension), about 1 for styles of seeds.
+Space W has one v for the whole picture (arXiv 1912.04958, appendix D, of which come the start from w_avg and
+the ramped learning rate); W+ adds to it a deviation for each style (arXiv 1904.03189), which a penalty holds
+small at the start. Where styles are the latents themselves (HiT), W is z, and A the identity.
+
+Legend: B pictures, R their side, n styles of a picture (`num_ws`), d their dimension (`w_dim`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stylenat_hub.errors import InputError
+from stylenat_hub.latents.losses import FEATURES, Loss, picture_loss
+from stylenat_hub.models.base import Generator
+
+SPACES = ("w", "w+")
+STEPS = 500
+MAX_STEPS = 1_000_000
+LEARNING_RATE = 0.1  # of Adam, in standard deviations of seeded styles
+RAMP_UP, RAMP_DOWN = 0.05, 0.5  # shares of the steps in which the learning rate rises and falls
+PRIOR = 1e-5  # weight of the mean square of v
+TOGETHER, APART = 0.01, 0.5  # weight of the deviations' mean square, and when it has fallen to 0
+NOISY = 0.75  # until when noise is added, if any
+STATISTICS = 4096  # seeded latents that the mean and covariance are estimated from
+SMALLEST_SPREAD = 0.03  # of the largest standard deviation: for directions that seeded styles hardly use
+STARTS = 64  # seeded styles that are tried as starts, beside w_avg
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback is told at each step. step: from 0, the start, to `steps`. ws: [B, n, d] at this step.
+    losses, psnr: [B], as in `Projection`."""
+
+    step: int
+    ws: torch.Tensor
+    losses: torch.Tensor
+    psnr: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What was found, on the CPU.
+
+    ws: [B, n, d], float32. losses: [steps + 1, B], the distances of the pictures without the prior. psnr: [B]
+    in dB between pictures in 8 bits, infinite where they are equal. images: uint8 [B, 3, R, R], what the
+    pipeline draws of ws.
+    """
+
+    ws: torch.Tensor
+    losses: torch.Tensor
+    psnr: torch.Tensor
+    images: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Options:
+    space: str
+    steps: int
+    seed: int
+    starts: int
+    noise: float
+    learning_rate: float
+    prior: float
+
+
+def project(
+    generator: Generator,
+    target: torch.Tensor,
+    *,
+    space: str = "w+",
+    steps: int = STEPS,
+    seed: int = 0,
+    features: Any = "random-conv",
+    feature_weight: float = FEATURES,
+    starts: int = STARTS,
+    noise: float = 0.0,
+    learning_rate: float = LEARNING_RATE,
+    prior: float = PRIOR,
+    callback: Callable[[Progress], None] | None = None,
+) -> Projection:
+    """The styles whose pictures are nearest to the targets. The generator is left as it was.
+
+    target: [3, R, R] or [B, 3, R, R], RGB, uint8 or float in [0, 1]. space: "w", one style for all levels, or
+    "w+", a style for each. steps: of Adam. seed: of the latents that the statistics are estimated from and of
+    the noise; the same seed gives the same result. features, feature_weight: see `latents.losses`. starts:
+    how many seeded styles are tried beside w_avg; the nearest picture's is the start. 0: w_avg. noise:
+    standard deviation of noise on v at the start, falling to 0; 0: none. prior: weight of the mean square of
+    v. callback: called at each step.
+
+    The step whose picture was nearest is kept. Pictures are independent of each other, but for rounding,
+    which many steps make larger.
+
+    Raises:
+        InputError: an argument out of its range, "w+" where there is one style (HiT), a generator not in
+            float32, or a loss that is no longer finite.
+        WeightsError: the features' weights are missing or damaged.
+    """
+    options = _Options(space, steps, seed, starts, noise, learning_rate, prior)
+    _check(generator, options)
+    weight = next(generator.parameters())
+    goal = check_target(generator, target).to(weight.device)
+    make = picture_loss(features, weight=feature_weight, device=weight.device)
+    with frozen(generator), torch.enable_grad():
+        coordinates = _Coordinates(generator, seed, starts)
+        ws, losses = _Search(generator, coordinates, make, goal, options).run(callback)
+        images = drawn(generator, ws)
+    return Projection(ws.cpu(), losses.cpu(), psnr(images, _eight_bit(goal).cpu()), images)
+
+
+class _Coordinates:
+    """w = mean + v A: `styles(v)`. seeded: v of the starts [starts + 1, d], the first of them w_avg's."""
+
+    def __init__(self, generator: Generator, seed: int, starts: int) -> None:
+        weight = next(generator.parameters())
+        z = torch.randn(STATISTICS, generator.z_dim, generator=torch.Generator().manual_seed(seed))
+        if generator.styles_are_latents:
+            mean, axes, v = torch.zeros(generator.w_dim), torch.eye(generator.w_dim), z[:starts]
+        else:
+            mean, axes, v = _whitened(generator, z, starts)
+        v = torch.cat([torch.zeros(1, len(mean)), v])
+        self.mean, self.axes, self.seeded = (x.float().to(weight.device) for x in (mean, axes, v))
+
+    def styles(self, v: torch.Tensor) -> torch.Tensor:
+        """[..., d] -> [..., d]."""
+        return self.mean + v @ self.axes
+
+
+@torch.no_grad()
+def _whitened(
+    generator: Generator, z: torch.Tensor, starts: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean [d] and axes [d, d] of the styles of z, and the first styles in these coordinates, in float64."""
+    device = next(generator.parameters()).device
+    w = torch.cat([generator.mapping(part.to(device))[:, 0] for part in z.split(256)]).double().cpu()
+    mean = generator.w_avg.double().cpu()
+    mean = mean if torch.isfinite(mean).all() else w.mean(dim=0)
+    values, vectors = torch.linalg.eigh((w - mean).T @ (w - mean) / len(w))
+    spread = values.clamp(min=0).sqrt()
+    spread = spread.clamp(min=float(spread.max()) * SMALLEST_SPREAD + 1e-12)
+    return mean, spread[:, None] * vectors.T, (w[:starts] - mean) @ (vectors / spread)
+
+
+class _Search:
+    """The descent towards some targets [B, 3, R, R]."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        coordinates: _Coordinates,
+        make: Callable[[torch.Tensor], Loss],
+        goal: torch.Tensor,
+        options: _Options,
+    ) -> None:
+        self.generator, self.coordinates, self.options = generator, coordinates, options
+        self.goal, self.loss, self.wanted = goal, make(goal), _eight_bit(goal)
+        self.common = torch.stack([self._start(make, one) for one in goal.split(1)]).requires_grad_()
+        shape = (len(goal), generator.num_ws, generator.w_dim)
+        self.deviation = torch.zeros(shape, device=goal.device, requires_grad=options.space == "w+")
+        free = [v for v in (self.common, self.deviation) if v.requires_grad]
+        self.adam = torch.optim.Adam(free, lr=options.learning_rate)
+        self.chance = torch.Generator().manual_seed(options.seed)
+        self.best = torch.full((len(goal),), math.inf, device=goal.device)
+        self.best_ws = torch.zeros(shape, device=goal.device)
+
+    @torch.no_grad()
+    def _start(self, make: Callable[[torch.Tensor], Loss], goal: torch.Tensor) -> torch.Tensor:
+        """Of the starts the v [1, d] with the nearest picture to this one."""
+        seeded = self.coordinates.seeded
+        if len(seeded) == 1:
+            return seeded.clone()
+        loss = make(goal)
+        far = torch.cat([loss(self._images(self._styles(v[None, None]))) for v in seeded])
+        return seeded[far.argmin()][None].clone()
+
+    def _styles(self, v: torch.Tensor) -> torch.Tensor:
+        """[B, 1 or n, d] -> styles [B, n, d]."""
+        return self.coordinates.styles(v).expand(-1, self.generator.num_ws, -1)
+
+    def _images(self, ws: torch.Tensor) -> torch.Tensor:
+        return rgb(self.generator, self.generator.synthesis(ws))
+
+    def run(self, tell: Callable[[Progress], None] | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The nearest pictures' styles [B, n, d], and the losses [steps + 1, B]."""
+        losses = []
+        for step in range(self.options.steps + 1):
+            share = step / max(1, self.options.steps)
+            v = self.common + self.deviation
+            ws = self._styles(v + self._noise(share))
+            images = self._images(ws)
+            loss = self.loss(images)
+            losses.append(self._kept(step, ws, loss))
+            if tell:
+                near = psnr(_eight_bit(images), self.wanted)
+                tell(Progress(step, ws.detach().cpu(), losses[-1].cpu(), near.cpu()))
+            if step < self.options.steps:
+                together = TOGETHER * max(0.0, 1 - share / APART)
+                terms = loss + self.options.prior * v.square().mean(dim=(1, 2))
+                self._descend(terms + together * self.deviation.square().mean(dim=(1, 2)), share)
+        return self.best_ws, torch.stack(losses)
+
+    def _noise(self, share: float) -> torch.Tensor | float:
+        strength = self.options.noise * max(0.0, 1 - share / NOISY) ** 2
+        if not strength:
+            return 0.0
+        # The same for all pictures, so that none depends on the others.
+        return strength * torch.randn(1, 1, self.generator.w_dim, generator=self.chance).to(self.goal.device)
+
+    def _descend(self, loss: torch.Tensor, share: float) -> None:
+        for group in self.adam.param_groups:
+            group["lr"] = self.options.learning_rate * ramp(share)
+        self.adam.zero_grad()
+        loss.sum().backward()
+        self.adam.step()
+
+    @torch.no_grad()
+    def _kept(self, step: int, ws: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+        if not torch.isfinite(loss).all():
+            raise InputError(
+                f"the loss is no longer finite at step {step}; use a smaller learning rate than "
+                f"{self.options.learning_rate}, or other features"
+            )
+        better = loss < self.best
+        self.best = torch.where(better, loss, self.best)
+        self.best_ws = torch.where(better[:, None, None], ws, self.best_ws)
+        return loss.detach()
+
+
+def ramp(share: float) -> float:
+    """What the learning rate is multiplied by when this share of the steps is done: it rises linearly, stays,
+    and falls as a cosine (arXiv 1912.04958, appendix D, with other shares)."""
+    up = min(1.0, (share + 1e-2) / RAMP_UP)
+    down = min(1.0, (1 - share) / RAMP_DOWN)
+    return up * (0.5 - 0.5 * math.cos(math.pi * down))
+
+
+def psnr(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio [B] in dB of pictures uint8 [B, 3, H, W]: 10 log10(255^2 / MSE)."""
+    error = (one.double() - other.double()).square().mean(dim=(1, 2, 3))
+    return 10 * torch.log10(255**2 / error)
+
+
+def rgb(generator: Generator, images: torch.Tensor) -> torch.Tensor:
+    """What a network returned, in RGB with 0 to 1 for black to white, and not cut off: where it is cut off,
+    no gradient leads back."""
+    mean, std = (
+        images.new_tensor(generator.config[name]).view(3, 1, 1) for name in ("image_mean", "image_std")
+    )
+    return images * std + mean
+
+
+def _eight_bit(images: torch.Tensor) -> torch.Tensor:
+    return (images.detach().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+@torch.no_grad()
+def drawn(generator: Generator, ws: torch.Tensor) -> torch.Tensor:
+    """uint8 [B, 3, R, R] on the CPU of styles [B, n, d], one by one as the pipeline draws them on a CPU."""
+    images = [generator.to_rgb01(generator.synthesis(one)) for one in ws.split(1)]
+    return _eight_bit(torch.cat(images)).cpu()
+
+
+@contextlib.contextmanager
+def frozen(generator: Generator) -> Iterator[None]:
+    """In evaluation mode and without gradients of the weights inside; as before afterwards."""
+    modes = [(module, module.training) for module in generator.modules()]
+    learning = [parameter for parameter in generator.parameters() if parameter.requires_grad]
+    try:
+        generator.eval().requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter in learning:
+            parameter.requires_grad_()
+
+
+def check_target(generator: Generator, target: torch.Tensor) -> torch.Tensor:
+    """The target as float32 [B, 3, R, R] in [0, 1]. Raises `InputError` unless it is one."""
+    side = generator.resolution
+    if not isinstance(target, torch.Tensor):
+        raise InputError(f"the target is a {type(target).__name__}; allowed: a tensor [B, 3, {side}, {side}]")
+    images = target[None] if target.dim() == 3 else target
+    if images.dim() != 4 or images.shape[1:] != (3, side, side) or len(images) == 0:
+        raise InputError(
+            f"the target is {list(target.shape)}; this model needs [3, {side}, {side}] or [B, 3, {side}, "
+            f"{side}]: `photos.open_photo` brings any picture there"
+        )
+    images = images.float() / 255 if images.dtype == torch.uint8 else images.detach().float()
+    if not torch.isfinite(images).all() or images.min() < 0 or images.max() > 1:
+        raise InputError("the target has values outside 0 to 1; allowed: RGB in [0, 1], or uint8")
+    return images
+
+
+def _check(generator: Generator, options: _Options) -> None:
+    if options.space not in SPACES:
+        raise InputError(f"space is {options.space!r}; allowed: {', '.join(SPACES)}")
+    if options.space == "w+" and generator.num_ws == 1:
+        raise InputError(
+            f"the space w+ has a style for each level, and a {type(generator).__name__} has one style for "
+            "the whole picture; use the space w (--space w)"
+        )
+    if generator.dtype != torch.float32:
+        raise InputError(f"the model is in {generator.dtype}; projection needs it in float32")
+    for name, least, most in (("steps", 1, MAX_STEPS), ("seed", 0, 2**32 - 1), ("starts", 0, STATISTICS)):
+        value = getattr(options, name)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise InputError(f"{name} is {value!r}; allowed: a whole number from {least} to {most}")
+    for name in ("noise", "learning_rate", "prior"):
+        value = getattr(options, name)
+        if not 0 <= value < math.inf:
+            raise InputError(f"{name} is {value!r}; allowed: a finite number, 0 or more")
