@@ -21,6 +21,7 @@ from stylenat_hub import (
     cli_inside,
     cli_latents,
     cli_paths,
+    cli_project,
     signals,
 )
 from stylenat_hub.cli_models import builtin_model
@@ -83,6 +84,7 @@ app.command()(cli_generate.generate)
 app.command()(cli_latents.mix)
 app.command()(cli_paths.interpolate)
 app.command()(cli_directions.directions)
+app.command()(cli_project.project)
 app.command()(cli_inside.attention)
 app.command()(cli_evaluate.evaluate)
 

@@ -38,14 +38,14 @@ def open_photo(path: str | os.PathLike[str], resolution: int) -> tuple[Image.Ima
     (WebP and JPEG 2000: 40 million), which is seen before it is decoded; not a picture, or damaged. Less than
     1 GB of memory is needed.
     """
-    place = _checked(path)
+    place = check_photo(path)
     notices: list[str] = []
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged metadata
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # also of a picture in an icon
+            warnings.simplefilter("ignore")  # of Pillow's limit, which is not ours, and of damaged metadata
             with Image.open(place, formats=formats()) as image:
                 _check_size(path, image)
+                warnings.simplefilter("error", Image.DecompressionBombWarning)  # of what an icon has in it
                 picture = _taken(image, resolution, notices)
     except InputError:
         raise
@@ -57,7 +57,9 @@ def open_photo(path: str | os.PathLike[str], resolution: int) -> tuple[Image.Ima
     return picture, notices
 
 
-def _checked(path: str | os.PathLike[str]) -> Path:
+def check_photo(path: str | os.PathLike[str]) -> Path:
+    """The path with `~` expanded. Raises `InputError` for what cannot be a picture file, without reading it:
+    see `open_photo`."""
     place, name = user_path(path), repr(str(path))
     if place.is_dir():
         raise InputError(f"{name} is a folder; name a picture file")

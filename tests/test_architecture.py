@@ -68,16 +68,8 @@ _ORDER = (
     *("summary", "papers", "products", "benchmark"),
     *("cards", "push_options", "staged", "targets", "uploads", "card_checks", "publish"),
     "publish_directions",
-    *(
-        "cli_models",
-        "cli_generate",
-        "cli_latents",
-        "cli_paths",
-        "cli_directions",
-        "cli_project",
-        "cli_inside",
-    ),
-    *("cli_evaluate", "cli", ""),
+    *("cli_models", "cli_generate", "cli_latents", "cli_paths", "cli_directions", "cli_project"),
+    *("cli_inside", "cli_evaluate", "cli", ""),
 )
 for _name in _ORDER:
     BELOW[_name] = ("", *BELOW) if _name else tuple(BELOW)
@@ -112,6 +104,7 @@ LATE_THIRD_PARTY: dict[str, set[str]] = {
     "inside": {"matplotlib"},
     "sources": {"pyarrow"},
     "video": {"imageio_ffmpeg"},
+    "latents": {"lpips"},
 }
 # module -> where alone it may be imported (a folder, or a file of the package)
 ONLY_IN = {

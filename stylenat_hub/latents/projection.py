@@ -34,13 +34,16 @@ TOGETHER, APART = 0.01, 0.5  # weight of the deviations' mean square, and when i
 NOISY = 0.75  # until when noise is added, if any
 STATISTICS = 4096  # seeded latents that the mean and covariance are estimated from
 SMALLEST_SPREAD = 0.03  # of the largest standard deviation: for directions that seeded styles hardly use
-STARTS = 64  # seeded styles that are tried as starts, beside w_avg
+STARTS = 64  # seeded styles that are looked at for the second start
+LOOKED_AT = 8  # of them at a time
+HALF_WAY = 0.5  # how far from w_avg they are, of their distance
+TRIED = 0.1  # share of the steps after which one start goes on
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback is told at each step. step: from 0, the start, to `steps`. ws: [B, n, d] at this step.
-    losses, psnr: [B], as in `Projection`."""
+    """What a callback is told at each step. step: from 0, the start, to `steps`. ws, losses, psnr: of what is
+    nearest so far, as in `Projection`."""
 
     step: int
     ws: torch.Tensor
@@ -52,9 +55,9 @@ class Progress:
 class Projection:
     """What was found, on the CPU.
 
-    ws: [B, n, d], float32. losses: [steps + 1, B], the distances of the pictures without the prior. psnr: [B]
-    in dB between pictures in 8 bits, infinite where they are equal. images: uint8 [B, 3, R, R], what the
-    pipeline draws of ws.
+    ws: [B, n, d], float32. losses: [steps + 1, B], the distances of the nearest pictures so far, without the
+    prior. psnr: [B] in dB between pictures in 8 bits, infinite where they are equal. images: uint8 [B, 3, R,
+    R], what the pipeline draws of ws.
     """
 
     ws: torch.Tensor
@@ -94,12 +97,13 @@ def project(
     target: [3, R, R] or [B, 3, R, R], RGB, uint8 or float in [0, 1]. space: "w", one style for all levels, or
     "w+", a style for each. steps: of Adam. seed: of the latents that the statistics are estimated from and of
     the noise; the same seed gives the same result. features, feature_weight: see `latents.losses`. starts:
-    how many seeded styles are tried beside w_avg; the nearest picture's is the start. 0: w_avg. noise:
-    standard deviation of noise on v at the start, falling to 0; 0: none. prior: weight of the mean square of
-    v. callback: called at each step.
+    the search begins at w_avg and, of so many seeded styles half-way to it, at the one with the nearest
+    picture; after a tenth of the steps the better goes on. 0: at w_avg alone. noise: standard deviation of
+    noise on v at the start, falling to 0; 0: none. prior: weight of the mean square of v. callback: called at
+    each step.
 
-    The step whose picture was nearest is kept. Pictures are independent of each other, but for rounding,
-    which many steps make larger.
+    The step whose picture was nearest is what is found. Pictures are independent of each other, but for
+    rounding, which many steps make larger.
 
     Raises:
         InputError: an argument out of its range, "w+" where there is one style (HiT), a generator not in
@@ -119,7 +123,7 @@ def project(
 
 
 class _Coordinates:
-    """w = mean + v A: `styles(v)`. seeded: v of the starts [starts + 1, d], the first of them w_avg's."""
+    """w = mean + v A: `styles(v)`. starts: v [starts + 1, d] of w_avg and of seeded styles half-way to it."""
 
     def __init__(self, generator: Generator, seed: int, starts: int) -> None:
         weight = next(generator.parameters())
@@ -128,8 +132,8 @@ class _Coordinates:
             mean, axes, v = torch.zeros(generator.w_dim), torch.eye(generator.w_dim), z[:starts]
         else:
             mean, axes, v = _whitened(generator, z, starts)
-        v = torch.cat([torch.zeros(1, len(mean)), v])
-        self.mean, self.axes, self.seeded = (x.float().to(weight.device) for x in (mean, axes, v))
+        v = torch.cat([torch.zeros(1, len(mean)), HALF_WAY * v])
+        self.mean, self.axes, self.starts = (x.float().to(weight.device) for x in (mean, axes, v))
 
     def styles(self, v: torch.Tensor) -> torch.Tensor:
         """[..., d] -> [..., d]."""
@@ -152,7 +156,8 @@ def _whitened(
 
 
 class _Search:
-    """The descent towards some targets [B, 3, R, R]."""
+    """The descent towards targets [B, 3, R, R]. At first each has a row of its own per start, K in all; after
+    a share `TRIED` of the steps the row with the nearest picture goes on."""
 
     def __init__(
         self,
@@ -162,29 +167,50 @@ class _Search:
         goal: torch.Tensor,
         options: _Options,
     ) -> None:
-        self.generator, self.coordinates, self.options = generator, coordinates, options
-        self.goal, self.loss, self.wanted = goal, make(goal), _eight_bit(goal)
-        self.common = torch.stack([self._start(make, one) for one in goal.split(1)]).requires_grad_()
-        shape = (len(goal), generator.num_ws, generator.w_dim)
-        self.deviation = torch.zeros(shape, device=goal.device, requires_grad=options.space == "w+")
-        free = [v for v in (self.common, self.deviation) if v.requires_grad]
-        self.adam = torch.optim.Adam(free, lr=options.learning_rate)
+        self.generator, self.coordinates, self.make = generator, coordinates, make
+        self.goal, self.options = goal, options
         self.chance = torch.Generator().manual_seed(options.seed)
+        shape = (len(goal), generator.num_ws, generator.w_dim)
         self.best = torch.full((len(goal),), math.inf, device=goal.device)
-        self.best_ws = torch.zeros(shape, device=goal.device)
+        self.best_ws, self.best_psnr = torch.zeros(shape, device=goal.device), self.best.double()
+        common = self._starts()
+        self.rows = common.shape[1]
+        deviation = torch.zeros(len(goal) * self.rows, *shape[1:], device=goal.device)
+        self._begin(common.flatten(0, 1)[:, None], deviation)
 
     @torch.no_grad()
-    def _start(self, make: Callable[[torch.Tensor], Loss], goal: torch.Tensor) -> torch.Tensor:
-        """Of the starts the v [1, d] with the nearest picture to this one."""
-        seeded = self.coordinates.seeded
-        if len(seeded) == 1:
-            return seeded.clone()
-        loss = make(goal)
-        far = torch.cat([loss(self._images(self._styles(v[None, None]))) for v in seeded])
-        return seeded[far.argmin()][None].clone()
+    def _starts(self) -> torch.Tensor:
+        """v [B, K, d]: w_avg, and of the seeded styles the one with the nearest picture."""
+        mean, seeded = self.coordinates.starts.split([1, len(self.coordinates.starts) - 1])
+        if not len(seeded):
+            return mean.expand(len(self.goal), 1, -1)
+        losses = [self.make(goal) for goal in self.goal.split(1)]
+        far = []  # [B, some] each
+        for some in seeded.split(LOOKED_AT):
+            images = self._images(self._styles(some[:, None]))
+            far.append(torch.stack([loss(images) for loss in losses]))
+        nearest = seeded[torch.cat(far, dim=1).argmin(dim=1)]  # [B, d]
+        return torch.stack([mean.expand_as(nearest), nearest], dim=1)
+
+    def _begin(self, common: torch.Tensor, deviation: torch.Tensor) -> None:
+        """Go on from these, [rows, 1, d] and [rows, n, d]."""
+        self.common = common.detach().clone().requires_grad_()
+        self.deviation = deviation.detach().clone().requires_grad_(self.options.space == "w+")
+        free = [v for v in (self.common, self.deviation) if v.requires_grad]
+        self.adam = torch.optim.Adam(free, lr=self.options.learning_rate)
+        goals = self.goal.repeat_interleave(self.rows, dim=0)
+        self.loss, self.wanted = self.make(goals), _eight_bit(goals)
+        self.nearest = torch.full((len(goals),), math.inf, device=goals.device)
+
+    def _choose(self) -> None:
+        """Of each target's rows keep the one that came nearest."""
+        place = self.nearest.view(-1, self.rows).argmin(dim=1)
+        kept = torch.arange(len(place), device=place.device) * self.rows + place
+        self.rows = 1
+        self._begin(self.common[kept], self.deviation[kept])
 
     def _styles(self, v: torch.Tensor) -> torch.Tensor:
-        """[B, 1 or n, d] -> styles [B, n, d]."""
+        """[rows, 1 or n, d] -> styles [rows, n, d]."""
         return self.coordinates.styles(v).expand(-1, self.generator.num_ws, -1)
 
     def _images(self, ws: torch.Tensor) -> torch.Tensor:
@@ -192,21 +218,22 @@ class _Search:
 
     def run(self, tell: Callable[[Progress], None] | None) -> tuple[torch.Tensor, torch.Tensor]:
         """The nearest pictures' styles [B, n, d], and the losses [steps + 1, B]."""
-        losses = []
-        for step in range(self.options.steps + 1):
-            share = step / max(1, self.options.steps)
+        losses, steps = [], self.options.steps
+        for step in range(steps + 1):
+            share = step / steps
             v = self.common + self.deviation
             ws = self._styles(v + self._noise(share))
             images = self._images(ws)
             loss = self.loss(images)
-            losses.append(self._kept(step, ws, loss))
+            losses.append(self._keep(step, ws, loss, images))
             if tell:
-                near = psnr(_eight_bit(images), self.wanted)
-                tell(Progress(step, ws.detach().cpu(), losses[-1].cpu(), near.cpu()))
-            if step < self.options.steps:
+                tell(Progress(step, *(x.clone().cpu() for x in (self.best_ws, self.best, self.best_psnr))))
+            if step < steps:
                 together = TOGETHER * max(0.0, 1 - share / APART)
                 terms = loss + self.options.prior * v.square().mean(dim=(1, 2))
                 self._descend(terms + together * self.deviation.square().mean(dim=(1, 2)), share)
+            if self.rows > 1 and step >= TRIED * steps:
+                self._choose()
         return self.best_ws, torch.stack(losses)
 
     def _noise(self, share: float) -> torch.Tensor | float:
@@ -224,16 +251,21 @@ class _Search:
         self.adam.step()
 
     @torch.no_grad()
-    def _kept(self, step: int, ws: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+    def _keep(self, step: int, ws: torch.Tensor, loss: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """Remember what is nearer than all before; returns the lowest losses [B] so far."""
         if not torch.isfinite(loss).all():
             raise InputError(
                 f"the loss is no longer finite at step {step}; use a smaller learning rate than "
                 f"{self.options.learning_rate}, or other features"
             )
-        better = loss < self.best
-        self.best = torch.where(better, loss, self.best)
-        self.best_ws = torch.where(better[:, None, None], ws, self.best_ws)
-        return loss.detach()
+        self.nearest = torch.minimum(self.nearest, loss)
+        near = psnr(_eight_bit(images), self.wanted)
+        for picture, rows in enumerate(loss.view(-1, self.rows)):
+            row = picture * self.rows + int(rows.argmin())
+            if loss[row] < self.best[picture]:
+                self.best[picture], self.best_psnr[picture] = loss[row], near[row]
+                self.best_ws[picture] = ws[row]
+        return self.best.clone()
 
 
 def ramp(share: float) -> float:
