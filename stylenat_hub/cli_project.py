@@ -158,8 +158,11 @@ def _write_video(path: Path, pipeline: Any, target: Any, way: Any, ws: Any, abou
     from stylenat_hub.video import write_video
 
     def pictures() -> Iterator[Any]:
-        for _, styles in way.styles(VIDEO_FRAMES):
-            yield beside(target, pipeline.draw(styles)[0])
+        shown, before = None, -1
+        for step, styles in way.styles(VIDEO_FRAMES):
+            if step != before:  # with few steps some are there more than once
+                shown, before = beside(target, pipeline.draw(styles)[0]), step
+            yield shown
         for _ in range(VIDEO_END):
             yield last
 

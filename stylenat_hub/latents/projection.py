@@ -128,10 +128,15 @@ class _Coordinates:
     def __init__(self, generator: Generator, seed: int, starts: int) -> None:
         weight = next(generator.parameters())
         z = torch.randn(STATISTICS, generator.z_dim, generator=torch.Generator().manual_seed(seed))
+        known = torch.isfinite(generator.w_avg).all()
         if generator.styles_are_latents:
             mean, axes, v = torch.zeros(generator.w_dim), torch.eye(generator.w_dim), z[:starts]
+            mean = generator.w_avg.cpu() if known else mean
         else:
-            mean, axes, v = _whitened(generator, z, starts)
+            w = _mapped(generator, z)
+            mean = generator.w_avg.double().cpu() if known else w.mean(dim=0)
+            axes, back = _whitening(w - mean)
+            v = (w[:starts] - mean) @ back
         v = torch.cat([torch.zeros(1, len(mean)), HALF_WAY * v])
         self.mean, self.axes, self.starts = (x.float().to(weight.device) for x in (mean, axes, v))
 
@@ -141,18 +146,18 @@ class _Coordinates:
 
 
 @torch.no_grad()
-def _whitened(
-    generator: Generator, z: torch.Tensor, starts: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean [d] and axes [d, d] of the styles of z, and the first styles in these coordinates, in float64."""
+def _mapped(generator: Generator, z: torch.Tensor) -> torch.Tensor:
+    """The styles [latents, d] of latents, in float64 on the CPU."""
     device = next(generator.parameters()).device
-    w = torch.cat([generator.mapping(part.to(device))[:, 0] for part in z.split(256)]).double().cpu()
-    mean = generator.w_avg.double().cpu()
-    mean = mean if torch.isfinite(mean).all() else w.mean(dim=0)
-    values, vectors = torch.linalg.eigh((w - mean).T @ (w - mean) / len(w))
+    return torch.cat([generator.mapping(part.to(device))[:, 0] for part in z.split(256)]).double().cpu()
+
+
+def _whitening(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [d, d], and its inverse: v A has the covariance of w, v being standard."""
+    values, vectors = torch.linalg.eigh(w.T @ w / len(w))
     spread = values.clamp(min=0).sqrt()
     spread = spread.clamp(min=float(spread.max()) * SMALLEST_SPREAD + 1e-12)
-    return mean, spread[:, None] * vectors.T, (w[:starts] - mean) @ (vectors / spread)
+    return spread[:, None] * vectors.T, vectors / spread
 
 
 class _Search:
@@ -283,12 +288,13 @@ def psnr(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def rgb(generator: Generator, images: torch.Tensor) -> torch.Tensor:
-    """What a network returned, in RGB with 0 to 1 for black to white, and not cut off: where it is cut off,
-    no gradient leads back."""
+    """What a network returned, as RGB in [0, 1]: `to_rgb01`, but gradients pass where it is cut off. So a
+    pixel that is beyond white may stay there where the target is white, and comes back elsewhere."""
     mean, std = (
         images.new_tensor(generator.config[name]).view(3, 1, 1) for name in ("image_mean", "image_std")
     )
-    return images * std + mean
+    whole = images * std + mean
+    return whole + (whole.clamp(0, 1) - whole).detach()
 
 
 def _eight_bit(images: torch.Tensor) -> torch.Tensor:
