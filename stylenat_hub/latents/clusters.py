@@ -1,6 +1,6 @@
 """Centres of a model's styles: where multi-modal truncation pulls to, instead of one mean for everything.
 
-Mokady et al., Self-Distilled StyleGAN (arXiv 2202.12211, section 4): where data are of many kinds, their mean
+Mokady et al., Self-Distilled StyleGAN (arXiv 2202.12211): where data are of many kinds, their mean
 is a picture of no kind, so styles are clustered by k-means and each is truncated towards its nearest centre.
 
 Legend: n styles, k centres, D = w_dim.
