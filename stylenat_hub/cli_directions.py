@@ -112,7 +112,8 @@ def directions(
     options |= {"overwrite": overwrite, "label": {"version": software()}}
     written = strips.write_strips(pipeline, found, output, **options)
     count = len(written.pictures)
-    typer.echo(f"wrote {count} direction{'s' * (count != 1)} and their strips to {written.folder}")
+    what = "1 direction and its strip" if count == 1 else f"{count} directions and their strips"
+    typer.echo(f"wrote {what} to {written.folder}")
     if push_to_hub:
         from stylenat_hub import publish_directions, uploads
 
