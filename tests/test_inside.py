@@ -156,6 +156,15 @@ def test_a_figure_has_a_row_of_panels_per_query(tmp_path, family):
     assert text["model"] == "tiny"
 
 
+def test_a_figure_that_would_be_too_high_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("stylenat_hub.inside.overlay._HIGHEST", 1000)
+    generator = tiny_generator()
+    maps = attention_maps(generator, styles(generator), 8, queries=[(0.5, 0.5)] * 3)
+    with pytest.raises(InputError, match=r"1,012 pixels high; ask for fewer queries"):
+        draw_attention(maps, tmp_path / "a.png")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_written_is_said(tmp_path, family):
     _, generator = family
     done = write_maps(generator, styles(generator), tmp_path / "a.png", queries=[(0.25, 0.5)])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from stylenat_hub.errors import InputError
 from stylenat_hub.files import whole_file
 from stylenat_hub.inside.cross import CrossMaps
 from stylenat_hub.inside.maps import AttentionAverages, AttentionMaps
@@ -22,6 +23,7 @@ from stylenat_hub.metrics.sheets import figure_class
 
 COLUMNS = 6  # panels in a row, beside the picture
 _DPI = 128
+_HIGHEST = 32_768  # px of a figure; matplotlib draws up to twice that
 _LINE, _GAP, _HEAD, _FOOT = 12, 10, 44, 62  # px of a line of words, between panels, above all, below all
 
 
@@ -48,7 +50,7 @@ def draw_attention(
     Colours go from 0 to the largest weight of the panel, which stands above it; where a head cannot look the
     picture is pale grey. title: of the figure. about: the PNG's text chunks.
 
-    Raises `InputError` if matplotlib is missing or the file cannot be written.
+    Raises `InputError` if matplotlib is missing, the figure would be too high or the file cannot be written.
     """
     new_figure, colours = figure_class(), Colours.load()
     rows = []
@@ -71,7 +73,7 @@ def draw_averages(
     first = _Panel("the picture", picture_panel(averages.image))
     rows = _rows(first, list(_by_offset(averages, colours)))
     rows += _rows(first, list(_received(averages, colours)))
-    _write(new_figure, colours, rows, path, title, about, "mean weight")
+    _write(new_figure, colours, rows, path, title, about, "mean weight", "; even: if all places got the same")
 
 
 def draw_cross(
@@ -185,11 +187,14 @@ def _write(
     title: str,
     about: Mapping[str, str] | None,
     what: str,
+    more: str = "",
 ) -> None:
     """Panels at whole pixels, so that each of their pixels is one of the figure's."""
     width = _GAP + max(3, *map(len, rows)) * (PANEL + _GAP)
     words = _LINE * (1 + max(panel.title.count("\n") + 1 for row in rows for panel in row if panel))
     height = _HEAD + len(rows) * (PANEL + words + _GAP) + _FOOT
+    if height > _HIGHEST:
+        raise InputError(f"the figure would be {height:,} pixels high; ask for fewer queries at a time")
     figure = new_figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
     figure.text(_GAP / width, 1 - 26 / height, title, fontsize=11, va="center")
     for y, row in enumerate(rows):
@@ -199,7 +204,13 @@ def _write(
                 _show(
                     figure, panel, (left / width, 1 - (top + PANEL) / height, PANEL / width, PANEL / height)
                 )
-    _scale(figure, colours, what, width, height)
+    _scale(
+        figure,
+        colours,
+        f"{what}, from 0 to the largest of the panel, which stands above it{more}",
+        width,
+        height,
+    )
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_DPI, metadata=dict(about or {}))
 
@@ -216,7 +227,7 @@ def _show(figure: Any, panel: _Panel, box: tuple[float, float, float, float]) ->
             axes.plot(*panel.mark, kind, markersize=size, clip_on=False, **style)
 
 
-def _scale(figure: Any, colours: Colours, what: str, width: int, height: int) -> None:
+def _scale(figure: Any, colours: Colours, note: str, width: int, height: int) -> None:
     """The bar of colours below all."""
     axes = figure.add_axes((_GAP / width, 36 / height, PANEL / width, 12 / height))
     axes.imshow(colours.table[None], aspect="auto", extent=(0, 1, 0, 1))
@@ -224,5 +235,4 @@ def _scale(figure: Any, colours: Colours, what: str, width: int, height: int) ->
     axes.set_xticklabels(["0", "the panel's largest"], fontsize=7)
     axes.get_xticklabels()[1].set_horizontalalignment("right")
     axes.get_xticklabels()[0].set_horizontalalignment("left")
-    note = f"colour: {what}, from 0 to the largest of the panel, which stands above it"
-    figure.text((2 * _GAP + PANEL) / width, 42 / height, note, fontsize=7, va="center")
+    figure.text((2 * _GAP + PANEL) / width, 42 / height, f"colour: {note}", fontsize=7, va="center")
