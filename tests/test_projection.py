@@ -17,8 +17,10 @@ from stylenat_hub.latents.comparison import Way, comparison, difference, to_tens
 from stylenat_hub.latents.losses import feature_loss, picture_loss, pixel_loss, pyramid
 from stylenat_hub.latents.projection import drawn, project, psnr
 from stylenat_hub.latents.tuning import tune
+from stylenat_hub.metrics.dinov2 import DINOv2Extractor
 from stylenat_hub.metrics.features import load_extractor
-from stylenat_hub.metrics.inception import FIDInception
+from stylenat_hub.metrics.inception import FIDInception, InceptionExtractor
+from stylenat_hub.metrics.resizing import DINOV2, INCEPTION
 from stylenat_hub.pipeline import GANPipeline
 from stylenat_hub.registry import FAMILIES
 
@@ -232,6 +234,40 @@ def test_inception_maps_end_in_its_features():
     assert x.grad.abs().sum() > 0
 
 
+def fed(extractor_class, **parts) -> tuple[object, list[torch.Tensor]]:
+    """An extractor without weights, and the list of what its network is fed."""
+    given = []
+    extractor = extractor_class.__new__(extractor_class)
+
+    def network(pixel_values):
+        given.append(pixel_values)
+        return pixel_values, None
+
+    def model(pixel_values):
+        return types.SimpleNamespace(last_hidden_state=network(pixel_values)[0])
+
+    network.model = model
+    vars(extractor).update(device=torch.device("cpu"), network=network, **parts)
+    return extractor, given
+
+
+def test_networks_are_fed_what_the_metrics_feed_them():
+    smooth = torch.nn.functional.interpolate(torch.rand(2, 3, 4, 4), size=64, mode="bicubic").clamp(0, 1)
+    images = (smooth * 255).round().to(torch.uint8)
+    for name in ("pytorch-fid", "torch-fidelity"):
+        parts = {"_way": INCEPTION[name], "protocol": {"preprocessing": name}}
+        extractor, given = fed(InceptionExtractor, **parts)
+        (features,) = extractor.differentiable((images / 255).requires_grad_())
+        assert features.requires_grad
+        torch.testing.assert_close(given[0], INCEPTION[name].apply(images, 299), rtol=0, atol=1e-5)
+    extractor, _ = fed(InceptionExtractor, protocol={"preprocessing": "clean"})
+    with pytest.raises(InputError, match="'clean' has no gradients"):
+        extractor.differentiable(images / 255)
+    extractor, given = fed(DINOv2Extractor)
+    assert extractor.differentiable((images / 255).requires_grad_()).requires_grad
+    torch.testing.assert_close(given[0], DINOV2.apply(images, 224), rtol=0, atol=0.03)
+
+
 class Own:
     name, dim, protocol = "own", 2, {"resize": "none"}
 
@@ -312,3 +348,11 @@ def test_the_way_and_the_comparison(generator):
     assert difference(one, one).getextrema() == ((128, 128),) * 3
     sheet = comparison(one, [("projection", other, 12.0), ("tuned", one, float("inf"))])
     assert sheet.width > 5 * 64 and np.asarray(sheet).std() > 10
+
+
+@pytest.mark.slow
+def test_a_picture_of_the_shipped_model_is_found_again():
+    """Others of its seeds: model_cards/toy-church/projection.json."""
+    pipeline = GANPipeline.from_pretrained("toy-church")
+    target = pipeline([2], output_type="pt").images
+    assert project(pipeline.generator, target, steps=500).psnr > 30
