@@ -47,11 +47,14 @@ def steps(ws):
 
 
 def test_slerp_changes_angle_and_length_evenly_and_ends_exactly():
-    a, b = 3 * torch.randn(4, 512), torch.randn(4, 512)
+    chance = torch.Generator().manual_seed(0)
+    a, b = (length * torch.randn(4, 512, generator=chance) for length in (3, 1))
     t = torch.linspace(0, 1, 9)[:, None, None]
     path = slerp(a, b, t)
     assert path.dtype == torch.float32
-    assert torch.equal(path[0], a) and torch.equal(path[-1], b)
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        ends = slerp(a.to(dtype), b.to(dtype), t)
+        assert torch.equal(ends[0], a.to(dtype)) and torch.equal(ends[-1], b.to(dtype))
     unit = torch.nn.functional.normalize(path.double(), dim=-1)
     angles = (unit[1:] * unit[:-1]).sum(-1).acos()
     assert torch.allclose(angles, angles[:1].expand_as(angles), rtol=1e-4)
