@@ -85,7 +85,7 @@ def figure_class() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError("curves need matplotlib: pip install matplotlib") from error
+        raise InputError("figures need matplotlib: pip install matplotlib") from error
     return Figure
 
 
