@@ -108,7 +108,7 @@ def interpolate(
     """Write a video that moves from seed to seed, by default a loop."""
     from stylenat_hub import video
 
-    video.check_video(output, fps)
+    video.check_video(output, fps, lossless=lossless)
     from stylenat_hub.latents import paths
 
     seeds = parse_keys("0-3") if seeds is None else seeds

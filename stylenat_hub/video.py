@@ -67,11 +67,11 @@ class Video:
     size: tuple[int, int]
 
 
-def check_video(path: str | os.PathLike[str], fps: float = 30) -> Path:
+def check_video(path: str | os.PathLike[str], fps: float = 30, *, lossless: bool = False) -> Path:
     """Can such a video be written there? To be asked before the work. Returns the path with `~` expanded.
 
     Raises `InputError`: an ending other than .mp4, .gif, .webp; fps out of range (1 to 120, GIF 50, WebP 90);
-    a folder that cannot be written; for .mp4, imageio-ffmpeg is not installed.
+    lossless, and no .webp; a folder that cannot be written; for .mp4, imageio-ffmpeg is not installed.
     """
     path = user_path(path)
     ending = path.suffix.lower()
@@ -82,6 +82,8 @@ def check_video(path: str | os.PathLike[str], fps: float = 30) -> Path:
     fastest = KINDS[ending].fastest
     if isinstance(fps, bool) or not isinstance(fps, numbers.Real) or not 1 <= fps <= fastest:
         raise InputError(f"fps is {fps!r}; allowed for {ending}: from 1 to {fastest} pictures per second")
+    if lossless and ending != ".webp":
+        raise InputError(f"only a .webp can be lossless, not a {ending}; name a .webp, or leave lossless out")
     if path.is_dir():
         raise InputError(f"cannot write the file {str(path)!r}: a folder is there; name another output")
     check_writable(path.parent)
@@ -136,7 +138,7 @@ def write_video(
     Raises `InputError`: see `check_video` and `check_length`; no pictures, or of different sizes; ffmpeg
     fails. Whatever the error, Ctrl-C among them, no file and no process is left.
     """
-    path = check_video(path, fps)
+    path = check_video(path, fps, lossless=lossless)
     ending = path.suffix.lower()
     drawn = _alike(frames, path, smallest)
     first = next(drawn, None)

@@ -66,7 +66,7 @@ def test_slerp_of_parallel_and_opposite_latents_is_finite_and_keeps_its_length(f
     a = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     t = torch.linspace(0, 1, 11)[:, None, None]
     path = slerp(a, factor * a, t)
-    assert path.isfinite().all()
+    assert path.isfinite().all() and slerp(factor * a, a, t).isfinite().all()
     if factor:
         wanted = torch.lerp(a.norm(dim=-1), abs(factor) * a.norm(dim=-1), t[..., 0])
         assert torch.allclose(path.norm(dim=-1), wanted, rtol=1e-5)
@@ -295,6 +295,7 @@ def test_interpolate_takes_grids_kinds_and_truncation(tiny, tmp_path):
     [
         (["--output", "a.avi"], "allowed endings: .mp4, .gif, .webp"),
         (["--output", "a.gif", "--fps", "60"], "from 1 to 50"),
+        (["--output", "a.gif", "--lossless"], "only a .webp can be lossless"),
         (["--seeds", "3"], "there is 1; allowed: 2 or more"),
         (["--seeds", "1-3", "--grid", "2x1"], "a multiple of 2, 4 or more"),
     ],
