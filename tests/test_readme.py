@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from stylenat_hub import cli
 from stylenat_hub.locations import BUILTIN
 from training.toy_churches import write_churches
 
@@ -70,3 +72,30 @@ def test_load_from_the_hub(hub, shell):
     hub.add_repo("me/my-church", BUILTIN / "toy-church")
     for _, code in blocks("Load from the Hub"):
         shell("-c", code + "\npipe([0])")
+
+
+FEWER = {
+    "--frames 120": "--frames 4",
+    "--frames 90": "--frames 3",
+    "photo/": "--steps 2 photo/",
+    "--top 8": "--top 4",
+}
+
+
+def test_steer_mix_move_invert_look_inside(tmp_path, monkeypatch):
+    """Every command in turn, with fewer steps and frames; the Python block as it is."""
+    monkeypatch.chdir(tmp_path)
+    plain, python = [], []
+    for language, text in blocks("Steer, mix, move, invert, look inside"):
+        (python if language else plain).append(text)
+    for line in "".join(plain).strip().splitlines():
+        for what, less in FEWER.items():
+            line = line.replace(what, less)
+        program, *arguments = shlex.split(line)
+        done = CliRunner().invoke(cli.app, arguments)
+        assert program == "stylenat" and done.exit_code == 0, f"{line}: {done.output}"
+    for path in ("sweep/grid.png", "mix.png", "loop.webp", "pca/day.png", "projection/w.safetensors"):
+        assert (tmp_path / path).stat().st_size > 1000, path
+    assert (tmp_path / "dusk" / "style000000.png").is_file() and (tmp_path / "receptive.png").is_file()
+    for code in python:
+        exec(code, {})
