@@ -130,6 +130,13 @@ def test_the_better_of_two_starts_goes_on(generator):
     assert found.losses[0] < 1e-5 and found.psnr > 50  # here w_avg is nearer than any of the 6
 
 
+def test_the_other_start_is_given_up(generator, monkeypatch):
+    rows, synthesis = [], generator.synthesis
+    monkeypatch.setattr(generator, "synthesis", lambda ws: rows.append(len(ws)) or synthesis(ws))
+    project(generator, torch.zeros(3, 32, 32), steps=10, starts=3, features="pixels")
+    assert rows == [3, 2, 2, *[1] * 9, 1]  # the candidates, both for a tenth of the steps, one, the result
+
+
 def test_the_nearest_step_is_kept(generator):
     target = picture_of(generator)
     found = project(generator, target, steps=6, learning_rate=30.0, **QUICK)
@@ -208,6 +215,9 @@ def test_features_know_their_target():
     extractor = load_extractor("random-conv")
     loss = feature_loss(extractor.differentiable, images)
     assert loss(images).tolist() == [0, 0]
+    other, larger = (feature_loss(lambda x, u=unit: [u * x], images) for unit in (1, 1000))
+    torch.testing.assert_close(other(1 - images), larger(1 - images), rtol=1e-4, atol=0)
+    assert other(0 * images).tolist() == pytest.approx([1, 1], rel=1e-4)
     moved = images.clone().requires_grad_()
     far = loss(moved.flip(0))
     far.sum().backward()
