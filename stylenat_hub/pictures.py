@@ -231,10 +231,11 @@ def drawn_by(pipeline: GANPipeline, options: Mapping[str, object]) -> dict[str, 
 
 
 def text_chunks(about: Mapping[str, str]) -> PngInfo:
-    """What Pillow writes into a PNG as its text chunks."""
+    """What Pillow writes into a PNG as its text chunks; `?` stands for what is no Unicode, as a file's name
+    may hold."""
     chunks = PngInfo()
     for name, value in about.items():
-        chunks.add_text(name, value)
+        chunks.add_text(name, value.encode("utf-8", "replace").decode())
     return chunks
 
 

@@ -37,7 +37,8 @@ class Sheet:
     """A white sheet of `rows` x `columns` cells, each with room for a label above it.
 
     row_labels, column_labels: at the left and at the top, or none. headers: set the first row and column
-    apart. A title that is longer than the sheet widens it. The picture so far is `image`.
+    apart. A title that is longer than the sheet widens it. In all texts `?` stands for line breaks and for
+    what is no Unicode, as the name of a file may hold. The picture so far is `image`.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Sheet:
     ) -> None:
         self.rows, self.columns, self.cell = rows, columns, cell
         self.font = ImageFont.load_default(_FONT)
+        title, row_labels = _one_line(title), [_one_line(text) for text in row_labels]
         self.left = _GAP + (max((self._width(t) for t in row_labels), default=0) + _GAP if row_labels else 0)
         self.top = _GAP + (_TITLE if title else 0) + (_FONT + _GAP if column_labels else 0)
         self.label = _FONT + _GAP if cell_labels else 0
@@ -87,7 +89,7 @@ class Sheet:
 
     def _write_over(self, x: int, y: int, text: str, anchor: str) -> None:
         """A label over a cell: smaller where it does not fit, then cut, with a mark for the rest."""
-        room = self.cell + _GAP // 2
+        room, text = self.cell + _GAP // 2, _one_line(text)
         sizes = range(_FONT, _SMALL_FONT - 1, -1)
         fonts = (self.font if size == _FONT else ImageFont.load_default(size) for size in sizes)
         font = next((font for font in fonts if font.getlength(text) <= room), None)
@@ -96,6 +98,11 @@ class Sheet:
             kept -= 1
             text = f"{whole[:kept]}…"
         self.pen.text((x, y), text, fill="black", font=font, anchor=anchor)
+
+
+def _one_line(text: str) -> str:
+    """A text that a font can write in one line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def fitted(picture: PIL.Image.Image, side: int) -> PIL.Image.Image:

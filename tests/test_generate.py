@@ -46,6 +46,12 @@ def drawing(request):
     return pipeline
 
 
+def test_a_label_may_name_a_file_whose_name_is_no_unicode(tmp_path):
+    about = {"photo": "Größe \udcff.png", "model": "two\nlines"}
+    pictures.write_picture(PIL.Image.new("RGB", (8, 8)), tmp_path / "a.png", about)
+    assert read(tmp_path / "a.png")[1] == {"photo": "Größe ?.png", "model": "two\nlines"}
+
+
 def test_a_sweep_is_its_single_commands(tiny, tmp_path):
     common = (tiny, "--seeds", "7,2", "--cutoff", 5)
     result = run(*common, "--truncation", "1,0.5,-0.25", "--output", tmp_path / "sweep", "--grid")

@@ -86,6 +86,15 @@ def test_labels_fit_over_their_cells(monkeypatch, text, written):
     assert ink(made.image, (0, 0, 102, 20)) > 20 and ink(made.image, (102, 0, 204, 20)) == 0
 
 
+def test_a_name_that_is_no_unicode_or_has_two_lines_is_written_with_question_marks():
+    def made(name):
+        sheet = Sheet(1, 1, 96, title=name, row_labels=[name], column_labels=[name], cell_labels=True)
+        sheet.put(0, 0, picture("red"), name)
+        return sheet.image.tobytes()
+
+    assert made("bad\udcff\n.png") == made("bad??.png") != made("bad.png")
+
+
 def test_labels_over_the_smallest_cells():
     made = Sheet(1, 3, 8, column_labels=["1234567890"] * 3, cell_labels=True)
     made.put(0, 1, picture("red"), "label")
