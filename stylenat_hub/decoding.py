@@ -96,6 +96,8 @@ def reason(error: Exception) -> str:
         return "it is not a picture in a format that Pillow reads"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
+    if str(error).startswith("decoder error"):  # a number of libtiff's, which has said more on its own
+        return "it is cut short or damaged"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

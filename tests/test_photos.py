@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from drawings import drawing, encoded
-from PIL import Image
+from PIL import Image, features
 
 from stylenat_hub import photos
 from stylenat_hub.decoding import decode, square
@@ -180,7 +180,7 @@ def opened_alone(path: Path) -> tuple[str, int]:
     ("width", "height", "says"),
     [
         (30_000, 30_000, "has 900,000,000 pixels; allowed: up to 100,000,000"),
-        (12_000, 12_000, "has 12,000 x 12,000 = 144,000,000 pixels; allowed: up to 100,000,000"),
+        (12_000, 12_000, "has 144,000,000 pixels; allowed: up to 100,000,000"),
         (14_000, 13_000, "has 182,000,000 pixels; allowed: up to 100,000,000"),
         (9_000, 7_000, "shrunk from 7000 to 32 px"),
     ],
@@ -197,6 +197,62 @@ def test_a_large_jpeg_is_never_whole_in_memory(tmp_path):
     answer, peak = opened_alone(saved(tmp_path, Image.new("RGB", (6000, 6000), "teal"), "JPEG"))
     assert "shrunk from 6000 to 32 px" in answer
     assert peak < 100_000  # decoded it has 144 MB
+
+
+def tiff(*tags: tuple[int, int]) -> bytes:
+    """A compressed grey TIFF of 10 x 10 px with these tags too, and hardly any data."""
+    data = zlib.compress(b"grey")
+    own = [(256, 10), (257, 10), (258, 8), (259, 8), (262, 1), (277, 1)]
+    entries = [*own, *tags]
+    start = 8 + 2 + 12 * (len(entries) + 2) + 4
+    tiled = any(tag == 322 for tag, _ in tags)
+    entries += [(324, start), (325, len(data))] if tiled else [(273, start), (279, len(data))]
+    entries.sort(key=lambda entry: entry[0])
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + directory + bytes(4) + data
+
+
+def refusal(folder, content: bytes) -> str:
+    (folder / "photo").write_bytes(content)
+    with pytest.raises(InputError) as raised:
+        open_photo(folder / "photo", 32)
+    return str(raised.value)
+
+
+def test_a_tiff_has_small_parts_or_is_refused(tmp_path):
+    parts = (
+        "is stored in parts of 40,000 x 40,000 pixels, which take 1,600,000,000 bytes each; allowed: up to"
+    )
+    assert parts in refusal(tmp_path, tiff((322, 40_000), (323, 40_000)))
+    twice = tiff((322, 40_000), (322, 16), (323, 40_000), (323, 16))
+    assert "it names one property twice" in refusal(tmp_path, twice)
+    assert "it is cut short or damaged" in refusal(tmp_path, tiff((322, 16), (323, 16)))
+    assert "it is cut short or damaged" in refusal(tmp_path, tiff((278, 4_000_000_000)))  # rows of a strip
+
+
+def test_a_picture_of_exactly_the_limit_is_taken(tmp_path):
+    path = saved(tmp_path, Image.new("1", (10_000, 10_000)), "TIFF", compression="group4")
+    answer, peak = opened_alone(path)
+    assert "shrunk from 10000 to 32 px" in answer and peak < 200_000
+
+
+def test_a_large_picture_in_an_icon_is_refused_before_it_is_decoded(tmp_path):
+    large = png(10_001, 10_000)
+    header = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 1, len(large), 22)
+    (tmp_path / "icon.ico").write_bytes(header + large)
+    answer, peak = opened_alone(tmp_path / "icon.ico")
+    assert "has 100,010,000 pixels; allowed: up to 100,000,000" in answer and peak < 100_000
+
+
+def test_what_is_heavy_to_decode_has_a_lower_limit(tmp_path):
+    jpeg = encoded(smooth((64, 48)).convert("CMYK"), "JPEG", progressive=True)
+    wide = jpeg.replace(struct.pack(">HH", 48, 64), struct.pack(">HH", 6_000, 10_001), 1)
+    says = "has 10,001 x 6,000 = 60,006,000 pixels; allowed: up to 60,000,000"
+    assert says in refusal(tmp_path, wide)
+    if features.check("avif"):
+        avif = encoded(smooth((64, 48)), "AVIF")
+        wide = avif.replace(struct.pack(">II", 64, 48), struct.pack(">II", 8_000, 5_001))
+        assert "allowed: up to 40,000,000" in refusal(tmp_path, wide)
 
 
 def test_what_is_no_picture_is_refused(tmp_path, monkeypatch):
