@@ -259,6 +259,17 @@ def test_a_sheet_is_a_png(drawing, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("rows", "levels", "says"),
+    [(range(2000), "coarse", "has cells below 8 pixels"), ([0], "64", "no level of")],
+)
+def test_a_sheet_that_cannot_be_names_no_cells(drawing, monkeypatch, tmp_path, rows, levels, says):
+    monkeypatch.setattr(mixing, "cell_name", None)
+    with pytest.raises(InputError, match=says):
+        write_mixing(drawing, rows, COLUMNS, tmp_path / "mix.png", levels, cells=tmp_path / "cells")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_interruption_keeps_whole_cells_and_says_how_many(drawing, monkeypatch, tmp_path):
     drawn, draw = [], drawing.draw
 

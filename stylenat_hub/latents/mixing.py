@@ -68,9 +68,8 @@ def mixing_sheet(
     Raises `InputError`: levels that the model does not have, a model without levels (HiT), more pictures than
     fit on a sheet, or see `GANPipeline.__call__`.
     """
-    check_levels(pipeline.generator, "style mixing")
-    numbers = styles_at(pipeline.generator, levels)
     seeds = list(check_seeds(row_seeds)), list(check_seeds(column_seeds))
+    numbers = _checked(pipeline, *seeds, levels)
     truncation = {"truncation_psi": truncation_psi, "truncation_cutoff": truncation_cutoff}
     truncation["truncation_centers"] = truncation_centers
     pipeline.iterate(seeds[0], batch_size=batch_size, **truncation)  # checks all that, and draws nothing
@@ -94,6 +93,13 @@ def mixing_sheet(
             mixed = mix(rows[row : row + 1], columns, numbers)[0]
             draw(mixed, [(row + 1, column + 1) for column in range(len(columns))])
     return sheet.image
+
+
+def _checked(pipeline: GANPipeline, rows: Sequence[int], columns: Sequence[int], levels: str) -> list[int]:
+    """The numbers of the styles of these levels, once it is known that a sheet has room for all."""
+    check_levels(pipeline.generator, "style mixing")
+    cell_side(pipeline.generator.resolution, len(columns) + 1, len(rows) + 1)
+    return styles_at(pipeline.generator, levels)
 
 
 def _empty(pipeline: GANPipeline, rows: Sequence[int], columns: Sequence[int], title: str) -> Sheet:
@@ -142,6 +148,7 @@ def write_mixing(
     """
     output = pictures.check_png(output)
     rows, columns = list(check_seeds(row_seeds)), list(check_seeds(column_seeds))
+    _checked(pipeline, rows, columns, levels)  # before there is a name for each of their pairs
     options = {"truncation_psi": truncation_psi, "truncation_cutoff": truncation_cutoff}
     about = {**pictures.drawn_by(pipeline, {"levels": levels, **options}), **(label or {})}
     options |= {"truncation_centers": truncation_centers, "batch_size": batch_size}
