@@ -154,7 +154,7 @@ class GANPipeline(DiffusionPipeline):
 
         Raises:
             InputError: an argument out of its range; truncation of a model without `w_avg`; or the network's
-                output is not finite, as may happen in float16.
+                output is not finite, as may happen in float16 or far from the mean style.
         """
         seeds = check_seeds(seeds)
         options = {"truncation_psi": truncation_psi, "truncation_cutoff": truncation_cutoff}
@@ -261,9 +261,9 @@ class GANPipeline(DiffusionPipeline):
         parts = ws.split(1) if device.type == "cpu" else [ws]
         images = torch.cat([self.generator.synthesis(part) for part in parts])
         if not torch.isfinite(images).all():
-            raise InputError(
-                f"the network's output in {dtype} holds NaN or infinity; use dtype float32 or bfloat16"
-            )
+            other = "use styles, strengths or a truncation closer to 0"  # bfloat16 reaches as far as float32
+            helps = "use dtype float32 or bfloat16" if dtype == torch.float16 else other
+            raise InputError(f"the network's output in {dtype} holds NaN or infinity; {helps}")
         return self.generator.to_rgb01(images.float()).cpu()
 
 

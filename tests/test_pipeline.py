@@ -145,8 +145,11 @@ def test_output_that_is_not_finite_is_no_picture():
     model = tiny_generator()
     with torch.no_grad():
         model.to_rgb[-1].bias.fill_(torch.inf)
-    with pytest.raises(InputError, match="holds NaN or infinity"):
+    says = "holds NaN or infinity; use"
+    with pytest.raises(InputError, match=f"float32 {says} styles, strengths or a truncation closer to 0$"):
         quiet(GANPipeline(model))([0])
+    with pytest.raises(InputError, match=f"float16 {says} dtype float32 or bfloat16$"):
+        quiet(GANPipeline(model.half()))([0])
 
 
 def test_bfloat16_draws_nearly_the_same_picture(tiny, pipeline):
