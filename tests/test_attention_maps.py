@@ -248,8 +248,8 @@ def test_what_is_not_there_is_named(generator):
         attention_maps(generator, styles(generator), 1024)
     with pytest.raises(InputError, match="has no block 3; blocks with self-attention: 1, 2"):
         attention_maps(generator, styles(generator), block=3)
-    for wrong in [(1.01, 0.5), (0.5, -0.1), (float("nan"), 0)]:
-        with pytest.raises(InputError, match="outside of the picture"):
+    for wrong in [(1.01, 0.5), (0.5, -0.1), (float("nan"), 0), (0.5,), "ab", None]:
+        with pytest.raises(InputError, match=r"no place in the picture; .*two numbers from 0"):
             attention_maps(generator, styles(generator), queries=[wrong])
     for queries in ([], [(0, 0)] * 65):
         with pytest.raises(InputError, match="allowed: 1 to 64"):

@@ -277,7 +277,7 @@ def test_unknown_names(tmp_path):
 
 @pytest.mark.parametrize("query", [(1.1, 0.5), (0.5, -0.1), (float("nan"), 0), (0.5,), "ab", None])
 def test_a_query_outside_of_the_picture(query):
-    with pytest.raises(InputError, match="two numbers from 0 to 1"):
+    with pytest.raises(InputError, match=r"no place in the picture; .*two numbers from 0"):
         receptive_fields(resolve("tiny").generator, query)
 
 

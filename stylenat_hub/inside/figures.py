@@ -10,14 +10,9 @@ import torch
 from stylenat_hub.errors import InputError
 from stylenat_hub.files import check_writable, user_path
 from stylenat_hub.inside.cross import cross_maps
-from stylenat_hub.inside.maps import (
-    CENTRE,
-    AttentionAverages,
-    AttentionMaps,
-    attention_averages,
-    attention_maps,
-)
+from stylenat_hub.inside.maps import AttentionAverages, AttentionMaps, attention_averages, attention_maps
 from stylenat_hub.inside.overlay import draw_attention, draw_averages, draw_cross
+from stylenat_hub.inside.places import CENTRE
 from stylenat_hub.metrics.sheets import figure_class
 from stylenat_hub.models.base import Generator
 

@@ -9,7 +9,6 @@ chosen queries.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ import torch
 from tqdm import tqdm
 
 from stylenat_hub.errors import InputError
+from stylenat_hub.inside.places import CENTRE, check_place, token_at
 from stylenat_hub.inside.recording import draw_watching, site_at
 from stylenat_hub.layers.logits import Compared, offsets
 from stylenat_hub.layers.partitions import AttentionSite, Partition
 from stylenat_hub.models.base import Generator
 
-CENTRE = (0.5, 0.5)
 MAX_QUERIES = 64  # at once: a guard, since each has a picture for every head
 CHUNK_BYTES = 16 << 20  # of the keys that are gathered at a time
 
@@ -114,7 +113,7 @@ def attention_maps(
     Raises `InputError`: no such level or block, a place outside, or styles that do not fit.
     """
     site, places = site_at(generator, level, block), _checked(queries)
-    tokens = [(_token(y, site.level), _token(x, site.level)) for x, y in places]
+    tokens = [(token_at(y, site.level), token_at(x, site.level)) for x, y in places]
     found: list[torch.Tensor] = []
 
     def see(received: torch.Tensor, *_: int) -> None:
@@ -192,16 +191,6 @@ def _at_a_time(compared: Compared, part: Partition) -> int:
 
 
 def _checked(queries: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    places = [(float(x), float(y)) for x, y in queries]
-    if not 1 <= len(places) <= MAX_QUERIES:
-        raise InputError(f"{len(places)} queries are asked for; allowed: 1 to {MAX_QUERIES}")
-    for x, y in places:
-        if not (0 <= x <= 1 and 0 <= y <= 1):  # NaN neither
-            raise InputError(
-                f"the query {x:g},{y:g} lies outside of the picture; allowed: x and y from 0 (left, top) to 1"
-            )
-    return places
-
-
-def _token(place: float, length: int) -> int:
-    return min(math.floor(place * length), length - 1)
+    if not 1 <= len(queries) <= MAX_QUERIES:
+        raise InputError(f"{len(queries)} queries are asked for; allowed: 1 to {MAX_QUERIES}")
+    return [check_place(place) for place in queries]

@@ -23,12 +23,12 @@ import torch.nn.functional as F
 
 from stylenat_hub import hub
 from stylenat_hub.errors import InputError, UnknownModelError
+from stylenat_hub.inside.places import CENTRE, check_place, token_at
 from stylenat_hub.layers.partitions import Partition
 from stylenat_hub.models.base import Generator
 from stylenat_hub.registry import FAMILIES, SHAPES, create_model, find_class, nearest
 from stylenat_hub.weights import read_json
 
-CENTRE = (0.5, 0.5)
 MASS = 0.9  # of a field, within the radius that is stated
 
 
@@ -162,14 +162,14 @@ def receptive_fields(generator: Generator, query: tuple[float, float] = CENTRE) 
     Weights are never read. At 1024 px this takes some seconds and tens of megabytes.
     Raises `InputError` for a query outside of the picture.
     """
-    _check_query(query)
+    x, y = check_place(query)
     blocks: dict[int, list[Sequence[Partition]]] = {row["px"]: [] for row in generator.level_rows()}
     for site in generator.attention_sites():
         blocks[site.level].append(site.partitions)
     found: list[LevelFields] = []
     through: torch.Tensor | None = None  # from an output pixel back to the level at hand
     for size in sorted(blocks, reverse=True):
-        place = (_token(query[1], size), _token(query[0], size))
+        place = (token_at(y, size), token_at(x, size))
         start = torch.zeros(size, size, dtype=torch.float64, device="cpu")
         start[place] = 1
         through = start if through is None else shrunk(through, generator.token_upsampling)
@@ -286,19 +286,3 @@ def _extent(seen: torch.Tensor) -> int:
     """From the first to the last True, both included."""
     places = seen.nonzero()
     return int(places.max() - places.min()) + 1
-
-
-def _token(position: float, size: int) -> int:
-    """The token of an axis that a position in [0, 1] lies in."""
-    return min(int(position * size), size - 1)
-
-
-def _check_query(query: tuple[float, float]) -> None:
-    try:
-        inside = len(query) == 2 and all(0 <= float(value) <= 1 for value in query)
-    except (TypeError, ValueError):
-        inside = False
-    if not inside:
-        raise InputError(
-            f"the query is {query!r}; allowed: (x, y), two numbers from 0 to 1, such as (0.5, 0.4)"
-        )

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from stylenat_hub.files import whole_file
+from stylenat_hub.inside.places import CENTRE
 from stylenat_hub.inside.receptive import (
-    CENTRE,
     Field,
     LevelFields,
     Schedule,
