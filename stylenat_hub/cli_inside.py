@@ -26,6 +26,13 @@ def parse_query(text: str) -> tuple[float, float]:
     return place
 
 
+def parse_whole(text: str) -> int:
+    """`32` -> 32. Raises `typer.BadParameter`."""
+    if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
+        raise typer.BadParameter(f"{text!r:.60} is no whole number; write one, such as 8")
+    return int(text)
+
+
 def attention(
     model: Model = None,
     seed: Annotated[
@@ -38,11 +45,18 @@ def attention(
     truncation: Annotated[float, typer.Option(callback=finite_number, help="As for generate.")] = 1.0,
     cutoff: Annotated[int | None, typer.Option(min=0, help="As for generate.")] = None,
     level: Annotated[
-        int | None,
-        typer.Option(metavar="PX", help="Side of the level; default: the finest with self-attention."),
+        Any,
+        typer.Option(
+            parser=parse_whole,
+            metavar="PX",
+            help="Side of the level; default: the finest with self-attention.",
+        ),
     ] = None,
     block: Annotated[
-        int | None, typer.Option(help="Of the level's blocks, from 1 on; default: the last.")
+        Any,
+        typer.Option(
+            parser=parse_whole, metavar="N", help="Of the level's blocks, from 1 on; default: the last."
+        ),
     ] = None,
     query: Annotated[
         list[Any] | None,
@@ -63,7 +77,8 @@ def attention(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Instead of a picture: how far a preset's partitions see, such as church-256.",
+            help="Instead of a picture: how far the partitions of a preset, such as church-256, or a model "
+            "see from --query.",
         ),
     ] = None,
     output: Annotated[
@@ -82,8 +97,17 @@ def attention(
     given = {"--seed": seed, "--styles": styles, "--level": level, "--block": block, "--query": query or None}
     given |= {"--average": average or None, "--cross": cross or None}
     if receptive_field is not None:
+        del given["--query"]
+        drawing = {
+            "--truncation": (truncation, 1.0),
+            "--cutoff": (cutoff, None),
+            "--device": (device, "auto"),
+        }
+        drawing |= {"--dtype": (dtype, Dtype.float32), "--variant": (variant, None)}
+        given |= {name: None if value == unsaid else value for name, (value, unsaid) in drawing.items()}
         _check_alone("--receptive-field", {"a model": model, **given})
-        return _receptive_field(receptive_field, output)
+        source = {"revision": revision, "namespace": namespace}
+        return _receptive_field(receptive_field, query or [], output, source)
     if seed is not None and styles is not None:
         raise InputError("--styles and --seed both say which picture; leave one out")
     if average:
@@ -114,12 +138,17 @@ def _check_alone(option: str, others: dict[str, Any]) -> None:
             raise InputError(f"{option} goes without {name}; leave one of them out")
 
 
-def _receptive_field(name: str, output: Path) -> None:
+def _receptive_field(
+    name: str, queries: list[tuple[float, float]], output: Path, source: dict[str, Any]
+) -> None:
     from stylenat_hub.inside.receptive import receptive_table
     from stylenat_hub.inside.receptive_figure import draw_receptive_field
 
-    draw_receptive_field(name, output)
-    typer.echo(receptive_table(name))
+    if len(queries) > 1:
+        raise InputError(f"--receptive-field takes one --query, and these are {len(queries)}")
+    query = queries[0] if queries else (0.5, 0.5)
+    draw_receptive_field(name, output, query, **source)
+    typer.echo(receptive_table(name, query, **source))
     typer.echo(f"wrote {output}")
 
 

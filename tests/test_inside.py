@@ -12,13 +12,15 @@ import torch
 from small_models import tiny_generator
 from typer.testing import CliRunner
 
-from stylenat_hub import cli
+from stylenat_hub import cli, cli_inside
 from stylenat_hub.errors import InputError
 from stylenat_hub.inside import maps as inside_maps
+from stylenat_hub.inside import receptive_figure
 from stylenat_hub.inside.figures import check_drawable, write_averages, write_maps
 from stylenat_hub.inside.maps import attention_averages, attention_maps
 from stylenat_hub.inside.overlay import draw_attention
 from stylenat_hub.inside.panels import PANEL, Colours, overlay, picture_panel
+from stylenat_hub.inside.receptive import receptive_table
 from stylenat_hub.latents.styles import save_styles
 from stylenat_hub.pipeline import GANPipeline
 from stylenat_hub.registry import FAMILIES
@@ -226,6 +228,57 @@ def test_options_that_do_not_go_together():
     assert "--average goes without --cross" in fails("--average", "--cross")
     assert "--receptive-field goes without a model" in fails("toy-church", "--receptive-field", "church-256")
     assert "--receptive-field goes without --level" in fails("--level", 8, "--receptive-field", "church-256")
+    unread = {
+        "--truncation": 0.5,
+        "--cutoff": 0,
+        "--device": "cpu",
+        "--dtype": "bfloat16",
+        "--variant": "bf16",
+    }
+    for option, value in unread.items():
+        line = fails("--receptive-field", "tiny", option, value)
+        assert f"--receptive-field goes without {option}" in line
+    line = fails("--receptive-field", "tiny", "--query", "0,0", "--query", "1,1")
+    assert "takes one --query, and these are 2" in line
+
+
+def test_a_receptive_field_is_of_the_query_and_the_revision_that_are_named(tmp_path, hub):
+    generator = tiny_generator("styleswin")
+    generator.push_to_hub("me/windows", license="mit", tag="first")
+    output = ("--output", tmp_path / "r.png")
+    result = run("--receptive-field", "me/windows", "--revision", "first", "--query", "0,0.99", *output)
+    assert result.exit_code == 0, result.output
+    assert receptive_table("styleswin-tiny", (0, 0.99)).splitlines()[1:] == result.stdout.splitlines()[1:-1]
+    (tmp_path / "r.png").unlink()
+    line = fails("--receptive-field", "me/windows", "--revision", "none", *output)
+    assert "has no revision 'none'" in line
+    assert "has no 'you/styleswin-ffhq-256'" in fails(
+        "--receptive-field", "styleswin-ffhq-256", "--namespace", "you", *output
+    )
+    assert "'tiny' is a preset of this version, which has no revision" in fails(
+        "--receptive-field", "tiny", "--revision", "first", *output
+    )
+    assert list(tmp_path.glob("*.png")) == []
+
+
+@pytest.mark.parametrize("options", [(), ("--receptive-field", "tiny")])
+def test_a_figure_is_a_png_which_is_said_before_the_work(tmp_path, monkeypatch, options):
+    monkeypatch.setattr(cli_inside, "load_pipeline", None)  # is not got to
+    monkeypatch.setattr(receptive_figure, "receptive_fields", None)
+    line = fails(*options, "--output", tmp_path / "a.jpg")
+    assert "is no name of a PNG; name a file that ends in .png" in line
+    assert list(tmp_path.iterdir()) == []
+    generator = tiny_generator()
+    for write in (write_maps, write_averages):
+        with pytest.raises(InputError, match="no name of a PNG"):
+            write(generator, styles(generator), tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("option", ["--level", "--block"])
+def test_a_level_is_a_whole_number(option):
+    for value in ("coarse", "8.5", "-8", ""):
+        line = fails(f"{option}={value}", code=2)
+        assert f"{value!r} is no whole number; write one, such as 8" in line
 
 
 def test_errors_come_before_the_drawing_and_leave_nothing(tmp_path, monkeypatch):
@@ -233,9 +286,10 @@ def test_errors_come_before_the_drawing_and_leave_nothing(tmp_path, monkeypatch)
     assert "levels with one: 4, 8, 16, 32" in fails("--level", 64, *output)
     assert "has no block 0" in fails("--block", 0, *output)
     assert list(tmp_path.iterdir()) == []
-    assert "a folder of that name is there" in fails("--output", tmp_path)
-    with pytest.raises(InputError, match="a folder of that name is there"):
-        check_drawable(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    assert "is a folder; name a file" in fails("--output", tmp_path / "folder.png")
+    with pytest.raises(InputError, match="is a folder; name a file"):
+        check_drawable(tmp_path / "folder.png")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InputError, match="need matplotlib"):
         check_drawable(tmp_path / "a.png")
@@ -244,10 +298,13 @@ def test_errors_come_before_the_drawing_and_leave_nothing(tmp_path, monkeypatch)
 
 def test_a_receptive_field_needs_no_model(tmp_path, monkeypatch):
     drawn = []
-    table = SimpleNamespace(receptive_table=lambda name: f"the table of {name}")
-    figure = SimpleNamespace(draw_receptive_field=lambda *arguments: drawn.append(arguments))
+    table = SimpleNamespace(receptive_table=lambda name, *_, **__: f"the table of {name}")
+    figure = SimpleNamespace(draw_receptive_field=lambda *arguments, **_: drawn.append(arguments))
     monkeypatch.setitem(sys.modules, "stylenat_hub.inside.receptive", table)
     monkeypatch.setitem(sys.modules, "stylenat_hub.inside.receptive_figure", figure)
     result = run("--receptive-field", "church-256", "--output", tmp_path / "r.png")
     assert result.exit_code == 0, result.output
-    assert drawn == [("church-256", tmp_path / "r.png")] and "the table of church-256" in result.stdout
+    assert (
+        drawn == [("church-256", tmp_path / "r.png", (0.5, 0.5))]
+        and "the table of church-256" in result.stdout
+    )

@@ -7,23 +7,20 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from stylenat_hub.errors import InputError
-from stylenat_hub.files import check_writable, user_path
 from stylenat_hub.inside.cross import cross_maps
 from stylenat_hub.inside.maps import AttentionAverages, AttentionMaps, attention_averages, attention_maps
 from stylenat_hub.inside.overlay import draw_attention, draw_averages, draw_cross
 from stylenat_hub.inside.places import CENTRE
 from stylenat_hub.metrics.sheets import figure_class
 from stylenat_hub.models.base import Generator
+from stylenat_hub.pictures import check_png
 
 
 def check_drawable(path: str | os.PathLike[str]) -> None:
-    """Raise `InputError` if no figure could be drawn to this file, before anything is computed."""
+    """Raise `InputError` if no figure could be drawn to this file, which must be a PNG, before anything is
+    computed."""
     figure_class()
-    place = user_path(path)
-    if place.is_dir():
-        raise InputError(f"cannot write {str(path)!r}: a folder of that name is there; name a file")
-    check_writable(place.parent)
+    check_png(path)
 
 
 def write_maps(
@@ -37,7 +34,8 @@ def write_maps(
     about: Mapping[str, str] | None = None,
 ) -> str:
     """`attention_maps` as a figure; returns what is in it, in words. about: text of the label, such as model
-    and seed, which the title names. Errors: those two functions'."""
+    and seed, which the title names. Errors: those two functions', and before the work `check_drawable`'s."""
+    check_drawable(path)
     maps = attention_maps(generator, ws, level, block=block, queries=queries)
     places = " ".join(f"{x:g},{y:g}" for x, y in maps.queries)
     label = {**(about or {}), **_where(maps), "queries": places}
@@ -55,6 +53,7 @@ def write_averages(
     about: Mapping[str, str] | None = None,
 ) -> str:
     """The same for `attention_averages`, with a progress bar."""
+    check_drawable(path)
     averages = attention_averages(generator, ws, level, block=block, progress=True)
     label = {**(about or {}), **_where(averages), "queries": "all"}
     draw_averages(averages, path, title=_title(label), about=label)
@@ -70,6 +69,7 @@ def write_cross(
     about: Mapping[str, str] | None = None,
 ) -> str:
     """The same for `cross_maps`."""
+    check_drawable(path)
     maps = cross_maps(generator, ws, level)
     label = {**(about or {}), "level": str(maps.level), "attention": "cross"}
     draw_cross(maps, path, title=f"{_title(label)}, attention to the latent", about=label)

@@ -26,7 +26,7 @@ from stylenat_hub.errors import InputError, UnknownModelError
 from stylenat_hub.inside.places import CENTRE, check_place, token_at
 from stylenat_hub.layers.partitions import Partition
 from stylenat_hub.models.base import Generator
-from stylenat_hub.registry import FAMILIES, SHAPES, create_model, find_class, nearest
+from stylenat_hub.registry import CHECKPOINTS, FAMILIES, SHAPES, create_model, find_class, nearest
 from stylenat_hub.weights import read_json
 
 MASS = 0.9  # of a field, within the radius that is stated
@@ -115,29 +115,42 @@ class LevelFields:
     picture: Field
 
 
-def resolve(name: str | os.PathLike[str]) -> Schedule:
+def resolve(
+    name: str | os.PathLike[str], revision: str | None = None, namespace: str | None = None
+) -> Schedule:
     """What is meant by a preset of a family (`church-256`), a shape of the zoo (`styleswin-ffhq-256`), the
     built-in model, a local folder or a Hub id; an existing folder wins. Shapes are built without weights. Of
     families that share a preset's name the zoo's first is meant, which is StyleNAT; the title names the
     others.
 
+    revision, namespace: as `hub.locate`. With one of them a name of the zoo means what is on the Hub, whose
+    config may differ from the shape's.
+
     Raises:
         UnknownModelError: nothing of that name; the nearest are offered. ConfigError: a folder that is no
-            model's. InputError: an empty name.
+            model's. InputError: an empty name, or a revision or namespace beside a preset.
     """
     text = os.fspath(name)
     if not text:
         raise InputError("the schedule's name is empty; give a preset such as church-256, or a model")
-    if text in SHAPES and not os.path.isdir(text):
-        return _schedule(text, _blank(text))
-    owners = [family for family in FAMILIES.values() if text in family.config.presets]
-    if owners and not os.path.isdir(text):
-        others = ", ".join(f"{family.name}-{text}" for family in owners[1:])
-        return _schedule(text, _blank(f"{owners[0].name}-{text}"), others)
-    if not text.startswith("~") and not {"/", os.sep} & set(text) and not os.path.exists(text):
-        presets = {preset for family in FAMILIES.values() for preset in family.config.presets}
-        raise UnknownModelError(nearest(text, presets | set(SHAPES)))
-    folder = hub.locate(text).folder
+    source = {"revision": revision, "namespace": namespace}
+    given = [option for option, value in source.items() if value is not None]
+    if not os.path.isdir(text) and not (given and text in CHECKPOINTS):
+        owners = [family for family in FAMILIES.values() if text in family.config.presets]
+        if given and (text in SHAPES or owners):
+            raise InputError(
+                f"{text!r} is a preset of this version, which has no {' and no '.join(given)}; leave that "
+                "out, or name a model of the Hub"
+            )
+        if text in SHAPES:
+            return _schedule(text, _blank(text))
+        if owners:
+            others = ", ".join(f"{family.name}-{text}" for family in owners[1:])
+            return _schedule(text, _blank(f"{owners[0].name}-{text}"), others)
+        if not text.startswith("~") and not {"/", os.sep} & set(text) and not os.path.exists(text):
+            presets = {preset for family in FAMILIES.values() for preset in family.config.presets}
+            raise UnknownModelError(nearest(text, presets | set(SHAPES)))
+    folder = hub.locate(text, **source).folder
     config = read_json(folder / "config.json")
     with torch.device("meta"):
         generator = hub.generator_class(folder).from_config(config)
@@ -239,10 +252,16 @@ def shrunk(field: torch.Tensor, upsampling: str) -> torch.Tensor:
     return tokens @ field @ tokens.T
 
 
-def receptive_table(name: str | os.PathLike[str], query: tuple[float, float] = CENTRE) -> str:
+def receptive_table(
+    name: str | os.PathLike[str],
+    query: tuple[float, float] = CENTRE,
+    *,
+    revision: str | None = None,
+    namespace: str | None = None,
+) -> str:
     """The figures of `receptive_fields` as aligned lines of text, percentages of the picture's side and of
     the level's tokens. Arguments and errors: `resolve`, `receptive_fields`."""
-    schedule = resolve(name)
+    schedule = resolve(name, revision, namespace)
     header = ("px", "what sees", "heads", "reach", "of side", "tokens", "of all", "rms", "90 % within")
     rows = [header]
     for level in receptive_fields(schedule.generator, query):

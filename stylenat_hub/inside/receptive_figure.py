@@ -22,6 +22,7 @@ from stylenat_hub.inside.receptive import (
     resolve,
 )
 from stylenat_hub.metrics.sheets import figure_class
+from stylenat_hub.pictures import check_png
 
 CELLS = 128  # a panel has at most so many cells a side; of larger levels each cell is the largest of several
 WEAKEST = 1e-3  # of a panel's largest weight; what is less has the same colour
@@ -43,17 +44,24 @@ _POOLED = " Levels over {cells} px are drawn as {cells} x {cells} cells, each th
 
 
 def draw_receptive_field(
-    name: str | os.PathLike[str], path: str | os.PathLike[str], query: tuple[float, float] = CENTRE
+    name: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    query: tuple[float, float] = CENTRE,
+    *,
+    revision: str | None = None,
+    namespace: str | None = None,
 ) -> None:
     """Write the receptive fields of a schedule as a PNG, whole or not at all.
 
     A row per level; in it each partition's field, those of one block and of all the level's blocks, and what
     an output pixel depends on there through all later levels (see `receptive.LevelFields`).
-    name, errors: as `receptive.resolve`. query: (x, y) in [0, 1], the place whose fields are drawn. Raises
-    `InputError` too if matplotlib is missing or the file cannot be written.
+    name, revision, namespace, errors: as `receptive.resolve`. query: (x, y) in [0, 1], the place whose fields
+    are drawn. Raises `InputError` too, before the work, if matplotlib is missing or no PNG can be written
+    there.
     """
     new_figure = figure_class()
-    schedule = resolve(name)
+    path = check_png(path)
+    schedule = resolve(name, revision, namespace)
     levels = receptive_fields(schedule.generator, query)
     figure = _figure(new_figure, schedule, levels)
     with whole_file(path) as temporary:
