@@ -14,7 +14,7 @@ from stylenat_hub.errors import InputError
 from stylenat_hub.inside.cross import cross_maps
 from stylenat_hub.inside.maps import attention_averages, attention_maps
 from stylenat_hub.inside.recording import site_at, watching
-from stylenat_hub.layers.logits import Compared
+from stylenat_hub.layers.logits import Compared, offsets
 from stylenat_hub.models.hit.blocks import MultiAxisAttention, from_blocks, to_blocks
 from stylenat_hub.models.stylenat.generator import HydraAttention
 from stylenat_hub.models.styleswin.generator import SplitWindowAttention
@@ -243,11 +243,14 @@ def test_modules_are_put_back_also_after_an_error(generator, monkeypatch):
 def test_what_is_not_there_is_named(generator):
     levels = sorted({site.level for site in generator.attention_sites()})
     finest = site_at(generator)
-    assert (finest.level, finest.block) == (levels[-1], 2)
+    blocks = [site.block for site in generator.attention_sites() if site.level == levels[-1]]
+    assert (finest.level, finest.block) == (levels[-1], blocks[-1])
     with pytest.raises(InputError, match=f"1024 px; levels with one: {', '.join(map(str, levels))}$"):
         attention_maps(generator, styles(generator), 1024)
-    with pytest.raises(InputError, match="has no block 3; blocks with self-attention: 1, 2"):
-        attention_maps(generator, styles(generator), block=3)
+    with pytest.raises(
+        InputError, match=f"has no block 99; blocks with self-attention: {', '.join(map(str, blocks))}$"
+    ):
+        attention_maps(generator, styles(generator), block=99)
     for wrong in [(1.01, 0.5), (0.5, -0.1), (float("nan"), 0), (0.5,), "ab", None]:
         with pytest.raises(InputError, match=r"no place in the picture; .*two numbers from 0"):
             attention_maps(generator, styles(generator), queries=[wrong])
@@ -318,6 +321,25 @@ def test_other_threads_are_not_watched():
         assert seen == []
         draw(generator)
     assert len(seen) == 1
+
+
+def test_a_method_that_is_called_by_names_is_watched_too():
+    class Attention(torch.nn.Module):
+        def mix(self, qkv, size, *, scale=1):
+            return qkv * size * scale
+
+    module, seen = Attention(), []
+    with watching(module, "mix", lambda *args: seen.append(args)):
+        assert module.mix(size=3, qkv=2, scale=5) == 30
+    assert seen == [(2, 3)]
+
+
+def test_a_pattern_without_its_query_has_no_offsets():
+    ahead = (torch.arange(8)[:, None] + torch.tensor([[0, 1]])) % 8
+    assert offsets(ahead).tolist() == [[1, 2]] * 8
+    ahead[5] = torch.tensor([6, 7])
+    with pytest.raises(InputError, match=r"position 5 is not among its own keys \[6, 7\]"):
+        offsets(ahead)
 
 
 def draw(generator):

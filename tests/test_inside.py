@@ -21,6 +21,7 @@ from stylenat_hub.inside.maps import attention_averages, attention_maps
 from stylenat_hub.inside.overlay import draw_attention
 from stylenat_hub.inside.panels import PANEL, Colours, overlay, picture_panel
 from stylenat_hub.inside.receptive import receptive_table
+from stylenat_hub.inside.recording import site_at
 from stylenat_hub.latents.styles import save_styles
 from stylenat_hub.pipeline import GANPipeline
 from stylenat_hub.registry import FAMILIES
@@ -170,19 +171,24 @@ def test_a_figure_that_would_be_too_high_is_refused(tmp_path, monkeypatch):
 def test_what_is_written_is_said(tmp_path, family):
     _, generator = family
     done = write_maps(generator, styles(generator), tmp_path / "a.png", queries=[(0.25, 0.5)])
-    level = max(site.level for site in generator.attention_sites())
-    assert done.startswith(f"level {level} px, block 2, 4 heads in ") and done.endswith(", from 0.25,0.5")
+    last = site_at(generator)
+    where = f"level {last.level} px, block {last.block}, {last.partitions[-1].heads.stop} heads in "
+    assert done.startswith(where) and done.endswith(", from 0.25,0.5")
     done = write_averages(generator, styles(generator), tmp_path / "b.png", level=8, about={"seed": "3"})
-    assert done.startswith("level 8 px, block 2") and done.endswith("averaged over all places")
+    assert done.startswith(f"level 8 px, block {site_at(generator, 8).block}, ") and done.endswith(
+        "averaged over all places"
+    )
     assert label(tmp_path / "b.png")[1].items() >= {"seed": "3", "level": "8", "queries": "all"}.items()
 
 
 def test_the_command_draws_a_level(tmp_path, family):
-    folder, _ = family
+    folder, generator = family
     file = tmp_path / "new" / "attention.png"
     result = run(folder, "--seed", 3, "--level", 8, "--query", "0.5,0.4", "--query", "0,1", "--output", file)
     assert result.exit_code == 0, result.output
-    assert f"wrote {file}: level 8 px, block 2" in result.stdout.replace("\n", "")
+    assert f"wrote {file}: level 8 px, block {site_at(generator, 8).block}, " in result.stdout.replace(
+        "\n", ""
+    )
     _, text = label(file)
     assert text["queries"] == "0.5,0.4 0,1" and text["seed"] == "3" and text["model"] == folder.name
 

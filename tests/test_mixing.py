@@ -18,10 +18,11 @@ from stylenat_hub.pipeline import GANPipeline
 from stylenat_hub.registry import FAMILIES
 from stylenat_hub.signals import Interrupted
 
+LEVELLED = [family for family in sorted(FAMILIES) if tiny_generator(family).style_levels]
 ROWS, COLUMNS = [3, 0], [10, 11, 12]
 
 
-@pytest.fixture(scope="module", params=[family for family in sorted(FAMILIES) if family != "hit"])
+@pytest.fixture(scope="module", params=LEVELLED)
 def drawing(request):
     pipeline = GANPipeline(tiny_generator(request.param))
     pipeline.set_progress_bar_config(disable=True)

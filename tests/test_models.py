@@ -8,7 +8,8 @@ import torch
 from stylenat_hub import attention, benchmark, create_model
 from stylenat_hub.errors import ConfigError, InputError, UnknownModelError
 from stylenat_hub.hub import builtin_models
-from stylenat_hub.models.base import Generator
+from stylenat_hub.latents import closed_form
+from stylenat_hub.models.base import TOKEN_UPSAMPLINGS, Generator
 from stylenat_hub.registry import CHECKPOINTS, FAMILIES, find_checkpoint, list_models
 
 
@@ -135,6 +136,43 @@ def test_level_rows_account_for_the_parameters(generator):
     assert len({tuple(row) for row in rows}) == 1  # the same keys in each
     total = sum(p.numel() for p in generator.parameters())
     assert 0.5 * total < sum(row["parameters"] for row in rows) <= total
+
+
+def test_styles_are_said_to_act_where_they_are_read(generator):
+    levels, layers = generator.style_levels, generator.style_layers()
+    assert len(levels) in (0, generator.num_ws) and list(levels) == sorted(levels)
+    assert all(4 <= size <= generator.resolution for size in levels)
+    assert generator.num_ws == 1 or levels
+    assert {number for number, _ in layers} == set(range(generator.num_ws))
+    parameters = {parameter.data_ptr() for parameter in generator.parameters()}
+    for _, weight in layers:
+        assert weight.shape[1:] == (generator.w_dim,) and weight.data_ptr() in parameters
+
+
+def test_styles_are_latents_where_nothing_maps_them(generator):
+    z = latents(generator, 2)
+    ws = generator.mapping(z)
+    assert generator.styles_are_latents == (ws.shape[2] == z.shape[1] and bool((ws == z[:, None]).all()))
+
+
+def test_attention_is_said_of_every_head_once(generator):
+    sites = generator.attention_sites()
+    assert sites and generator.token_upsampling in TOKEN_UPSAMPLINGS
+    for site in sites:
+        heads = [head for part in site.partitions for head in range(part.heads.start, part.heads.stop)]
+        assert heads == list(range(site.module.heads))
+        assert callable(getattr(site.module, site.module.watched)) and callable(site.module.compared)
+        for part in site.partitions:
+            assert part.keys.shape == part.counted.shape and len(part.keys) == site.level
+            assert part.keys.dtype == torch.int64 and part.keys.min() >= 0 and part.keys.max() < site.level
+    order = [(site.level, site.block) for site in sites]
+    assert order == sorted(set(order)) and all(block >= 1 for _, block in order)
+
+
+def test_a_family_that_does_not_say_what_reads_styles_has_no_sefa(generator, monkeypatch):
+    monkeypatch.setattr(type(generator), "style_layers", Generator.style_layers)
+    with pytest.raises(InputError, match=r"does not say which layers read its styles .*; use the method pca"):
+        closed_form(generator, 1)
 
 
 def test_every_checkpoint_can_be_built_in_its_size():

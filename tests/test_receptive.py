@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
@@ -157,9 +159,9 @@ def through_all(generator, sites, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def upsampled(family: str, x: torch.Tensor) -> torch.Tensor:
+def upsampled(kind: str, x: torch.Tensor) -> torch.Tensor:
     """A channel [L, L] after what the family has between its levels."""
-    if family == "hit":
+    if kind == "nearest":
         return depth_to_space(x[None, :, :, None].expand(-1, -1, -1, 4))[0, :, :, 0]
     return upsample_tokens(x[None, :, :, None])[0, :, :, 0]
 
@@ -179,7 +181,9 @@ def test_fields_are_those_of_the_real_attention(family, query):
         one, whole = (through_all(generator, some, x) for some in (sites[level.size][-1:], sites[level.size]))
         picture = whole
         for later in levels[number + 1 :]:
-            picture = through_all(generator, sites[later.size], upsampled(family, picture))
+            picture = through_all(
+                generator, sites[later.size], upsampled(generator.token_upsampling, picture)
+            )
         pixel = levels[-1].picture.query
         token = level.block.query
         for out, at, field in (
@@ -220,6 +224,29 @@ def test_back_through_upsampling_loses_nothing(kind):
     coarse = shrunk(field, kind)
     assert coarse.shape == (8, 8)
     assert coarse.sum() == pytest.approx(float(field.sum()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_levels_are_those_that_attend_or_are_styled(family, monkeypatch):
+    generator = tiny_generator(family)
+    sizes = [row["px"] for row in generator.level_rows()]
+    monkeypatch.setattr(type(generator), "level_rows", None)  # rows are for people, with any keys
+    assert [level.size for level in receptive_fields(generator)] == receptive.level_sizes(generator) == sizes
+
+
+def test_what_no_field_can_be_followed_through_is_refused():
+    def model(*sizes):
+        sites = [SimpleNamespace(level=size, partitions=()) for size in sizes]
+        return SimpleNamespace(attention_sites=lambda: sites, cross_attentions=list, style_levels=())
+
+    assert receptive.level_sizes(model(4, 8, 8, 16)) == [4, 8, 16]
+    for sizes, said in (((4, 16), "have 4, 16 px"), ((6, 8), "have 6, 8 px"), ((), "have no px")):
+        with pytest.raises(
+            InputError, match=f"{said}; a receptive field needs levels each of which is twice"
+        ):
+            receptive_fields(model(*sizes))
+    with pytest.raises(InputError, match=r"token_upsampling is 'neareset'; .* bilinear, nearest"):
+        shrunk(torch.ones(4, 4), "neareset")
 
 
 # ---------------------------------------------------------------------------------------------- names

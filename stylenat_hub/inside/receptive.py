@@ -13,6 +13,7 @@ uniform weights in place of gradients.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from stylenat_hub import hub
 from stylenat_hub.errors import InputError, UnknownModelError
 from stylenat_hub.inside.places import CENTRE, check_place, token_at
 from stylenat_hub.layers.partitions import Partition
-from stylenat_hub.models.base import Generator
+from stylenat_hub.models.base import TOKEN_UPSAMPLINGS, Generator
 from stylenat_hub.registry import CHECKPOINTS, FAMILIES, SHAPES, create_model, find_class, nearest
 from stylenat_hub.weights import read_json
 
@@ -173,10 +174,10 @@ def receptive_fields(generator: Generator, query: tuple[float, float] = CENTRE) 
     """The fields of every level, coarse levels first. query: (x, y) in [0, 1], from the picture's top left.
 
     Weights are never read. At 1024 px this takes some seconds and tens of megabytes.
-    Raises `InputError` for a query outside of the picture.
+    Raises `InputError` for a query outside of the picture, and where the levels do not double.
     """
     x, y = check_place(query)
-    blocks: dict[int, list[Sequence[Partition]]] = {row["px"]: [] for row in generator.level_rows()}
+    blocks: dict[int, list[Sequence[Partition]]] = {size: [] for size in level_sizes(generator)}
     for site in generator.attention_sites():
         blocks[site.level].append(site.partitions)
     found: list[LevelFields] = []
@@ -189,6 +190,21 @@ def receptive_fields(generator: Generator, query: tuple[float, float] = CENTRE) 
         through = _through(through, blocks[size])
         found.append(_level(start, place, blocks[size], through))
     return found[::-1]
+
+
+def level_sizes(generator: Generator) -> list[int]:
+    """The sides in px of all levels, ascending: those where anything attends, or a style acts.
+
+    Raises `InputError` where there are none, or one is not twice the last.
+    """
+    sites = (*generator.attention_sites(), *generator.cross_attentions())
+    sizes = sorted({site.level for site in sites} | set(generator.style_levels))
+    if not sizes or any(large != 2 * small for small, large in itertools.pairwise(sizes)):
+        raise InputError(
+            f"the levels of this {type(generator).__name__} have {', '.join(map(str, sizes)) or 'no'} px; a "
+            "receptive field needs levels each of which is twice as large as the one before"
+        )
+    return sizes
 
 
 def _level(
@@ -242,8 +258,12 @@ def _along_rows(field: torch.Tensor, part: Partition) -> torch.Tensor:
 def shrunk(field: torch.Tensor, upsampling: str) -> torch.Tensor:
     """A field [2L, 2L] on the tokens after an upsampling -> [L, L] on those before it.
 
-    upsampling: "bilinear" (pixel centres aligned, as `layers.resample.upsample_tokens`), or "nearest".
+    upsampling: "bilinear" (pixel centres aligned, as `layers.resample.upsample_tokens`), or "nearest". Raises
+    `InputError` for another.
     """
+    if upsampling not in TOKEN_UPSAMPLINGS:
+        allowed = ", ".join(TOKEN_UPSAMPLINGS)
+        raise InputError(f"token_upsampling is {upsampling!r}; a receptive field is known for {allowed}")
     half = torch.eye(len(field) // 2, dtype=field.dtype)[None]
     if upsampling == "nearest":
         tokens = F.interpolate(half, scale_factor=2, mode="nearest")[0]  # [L, 2L]

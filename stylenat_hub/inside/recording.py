@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -44,7 +45,8 @@ def site_at(generator: Generator, level: int | None = None, block: int | None = 
 
 @contextlib.contextmanager
 def watching(module: nn.Module, method: str, see: Callable[..., None]) -> Iterator[None]:
-    """Let `see` have what a module's method gets, before the method does its work, inside a `with`.
+    """Let `see` have what a module's method gets, before the method does its work, inside a `with`: in the
+    order of the method's arguments, also those given by name.
 
     The method is replaced on this one module and put back, also after an error. Other threads that draw with
     the same generator at that time are not seen and not disturbed; two that watch the same module are not
@@ -52,10 +54,10 @@ def watching(module: nn.Module, method: str, see: Callable[..., None]) -> Iterat
     """
     original, watched_thread = getattr(module, method), threading.get_ident()
 
-    def watched(*args: Any) -> Any:
+    def watched(*args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() == watched_thread:
-            see(*args)
-        return original(*args)
+            see(*inspect.signature(original).bind(*args, **kwargs).args)
+        return original(*args, **kwargs)
 
     setattr(module, method, watched)
     try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from stylenat_hub.errors import InputError
 from stylenat_hub.layers.partitions import Partition
 
 
@@ -57,7 +58,15 @@ def offsets(keys: torch.Tensor) -> torch.Tensor:
     table of biases.
 
     Every window here is an evenly spaced run of positions that holds its query, also where it wraps around.
+    Raises `InputError` where a query is not among its own keys.
     """
     length, count = keys.shape
-    own = (keys == torch.arange(length, device=keys.device)[:, None]).int().argmax(dim=1)
+    found = keys == torch.arange(length, device=keys.device)[:, None]
+    if not found.any(dim=1).all():
+        missing = int(found.any(dim=1).int().argmin())
+        raise InputError(
+            f"the query at position {missing} is not among its own keys {keys[missing].tolist()}, so they "
+            "have no offsets from it; a bias by offset, or an average by it, needs partitions that hold it"
+        )
+    own = found.int().argmax(dim=1)
     return torch.arange(count, device=keys.device) - own[:, None] + count - 1

@@ -15,10 +15,14 @@ from torch import nn
 @dataclass(frozen=True, eq=False)
 class Partition:
     """Heads that look alike. All attention here is separable: a query at row y, column x sees the keys at
-    `keys[y]` x `keys[x]`, row by row, of a square grid.
+    `keys[y]` x `keys[x]`, row by row, of a square grid, which is the queries' own. Nothing else can be said:
+    no other keys down than across, no keys of a coarser grid.
 
     label: for people, such as "kernel 7, dilation 2". keys: [L, K] int64 on the CPU. counted: [L, K] bool;
     False where a constant of about -100 is added (StyleSwin's seam): a pair counts if both of its axes do.
+
+    Each row of keys is evenly spaced and holds the query itself, also where it wraps around: a bias by offset
+    and averages by offset need it (`logits.offsets` checks), maps do not.
     """
 
     label: str
@@ -34,7 +38,10 @@ class Partition:
 @dataclass(frozen=True, eq=False)
 class AttentionSite:
     """One self-attention of a generator: side of its level in px, its number among the level's blocks from 1
-    on, the module, and its partitions."""
+    on, the module, and its partitions, which cover its heads in order.
+
+    The module has `watched`, the name of the method that it is called by while a picture is drawn, and
+    `compared(first argument of that method, level) -> logits.Compared`."""
 
     level: int
     block: int

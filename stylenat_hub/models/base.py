@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MEAN_LATENTS = 10_000
 MEAN_SEED = 0
 _MEAN_BATCH = 1_000
+TOKEN_UPSAMPLINGS = ("bilinear", "nearest")
 
 
 class ZooModel(ModelMixin, ConfigMixin):
@@ -191,7 +192,7 @@ class Generator(ZooModel):
 
     component = "generator"
     styles_are_latents: ClassVar[bool] = False  # no mapping network: there is no w space apart from z
-    token_upsampling: ClassVar[str] = "bilinear"  # between levels; "nearest": a token becomes four
+    token_upsampling: ClassVar[str] = "bilinear"  # one of these; "nearest": a token becomes four
     _supports_gradient_checkpointing = True
 
     def __init__(self, config: ModelConfig) -> None:
@@ -219,15 +220,26 @@ class Generator(ZooModel):
         return ()
 
     def style_layers(self) -> list[tuple[int, torch.Tensor]]:
-        """Every layer that reads a style: the style's number, the layer's weights [outputs, w_dim]."""
-        raise NotImplementedError
+        """Every layer that reads a style: the style's number, the layer's weights [outputs, w_dim]; each of
+        the `num_ws` styles is read by one at least. Raises `InputError` in a family that does not say."""
+        raise InputError(
+            f"a {type(self).__name__} does not say which layers read its styles (style_layers), which the "
+            "method sefa (closed_form) needs; use the method pca"
+        )
 
     def attention_sites(self) -> list[AttentionSite]:
-        """Every self-attention in the order of its work, with what its heads can see."""
+        """Every self-attention in the order of its work, with what its heads can see; none in a family that
+        cannot say.
+
+        What can be said (see `Partition`): queries and keys are the tokens of one square grid, and a head
+        sees the same keys along both axes. Levels double from one to the next, with `token_upsampling`
+        between them. The partitions of a site cover its heads, each once, in order.
+        """
         return []
 
     def cross_attentions(self) -> list[CrossSite]:
-        """Every attention to the latent's own tokens; none in most families."""
+        """Every attention to the latent's own tokens, whose module has `heads` and `weights(x, tokens)`, the
+        first two arguments of its `forward`; none in most families."""
         return []
 
     def mapping(self, z: torch.Tensor) -> torch.Tensor:
