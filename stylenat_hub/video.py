@@ -31,6 +31,8 @@ SMALLEST = 256  # px; smaller pictures are enlarged pixel by pixel, so that play
 MAX_SIDE = 8192  # px; far beyond what players show
 MAX_PIXELS = 300_000_000  # of all frames of a GIF or WebP, which Pillow holds in memory: 3 bytes each
 _QUALITY = 90  # of a lossy WebP
+# Each lossy frame by itself: as changes to the one before, errors gather and every few frames jump back at once.
+_EACH_WHOLE = {"kmin": 0, "kmax": 1}
 # Players guess the colours of what does not say by its size, and not alike.
 _COLOURS = (
     "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int,format=yuv420p,"
@@ -232,6 +234,7 @@ def _write_webp(
     exif = PIL.Image.Exif()
     exif[_DESCRIPTION] = text.encode("ascii", "replace").decode()
     options = {"quality": _QUALITY, "lossless": lossless, "exif": exif, **timing(1 + len(rest))}
+    options |= {} if lossless else _EACH_WHOLE
     first.save(path, format="WEBP", append_images=rest, **options)
     return 1 + len(rest)
 

@@ -120,6 +120,29 @@ def test_a_lossless_webp_has_the_pictures_to_the_bit(tmp_path):
     assert (reopened(tmp_path / "a.WebP")[0] == enlarged(7)).all()
 
 
+def drifting(count=24):
+    """Two textures that pass slowly into each other: each step is as large as its neighbours."""
+    first, second = np.random.default_rng(0).uniform(-60, 60, (2, 32, 32, 3))
+    for turn in np.linspace(0, 2 * np.pi / 5, count):
+        texture = 128 + np.cos(turn) * first + np.sin(turn) * second
+        yield PIL.Image.fromarray(texture.clip(0, 255).astype(np.uint8))
+
+
+def steps(path):
+    """How much changes from each frame to the next."""
+    found = reopened(path)[0].astype(float)
+    return np.abs(np.diff(found, axis=0)).mean(axis=(1, 2, 3))
+
+
+def test_a_lossy_webp_moves_as_evenly_as_the_pictures(tmp_path):
+    """Without frames that jump, as those do that begin anew after errors have gathered."""
+    for name, lossless in (("exact", True), ("lossy", False)):
+        video.write_video(drifting(), tmp_path / f"{name}.webp", lossless=lossless)
+    wanted, found = steps(tmp_path / "exact.webp"), steps(tmp_path / "lossy.webp")
+    assert wanted.max() < 1.2 * np.median(wanted)
+    assert found.max() < 1.2 * np.median(found), found.round(2)
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_one_picture_and_small_ones_as_they_are(tmp_path, ending):
     written = video.write_video(frames(1), tmp_path / f"a{ending}", smallest=1)
