@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from stylenat_hub.errors import InputError
 from stylenat_hub.files import check_writable, user_path, whole_file
-from stylenat_hub.pipeline import Edit, GANPipeline, check_seeds
+from stylenat_hub.pipeline import Edit, GANPipeline, check_drawing, check_seeds
 from stylenat_hub.sheet import Sheet, cell_side
 from stylenat_hub.signals import Interrupted
 
@@ -120,6 +120,7 @@ def write_styles(
     """Draw one PNG per style of ws [n, num_ws, w_dim]: `style000000.png`. Arguments and errors as in
     `write_pictures`, but for a sweep of truncations, which is refused."""
     folder = user_path(folder)
+    check_drawing(batch_size)
     values = _values(truncation_psi)
     if len(values) > 1:
         raise InputError(f"styles are drawn at one truncation, not at {len(values)}; name one, or give seeds")

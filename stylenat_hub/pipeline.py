@@ -182,7 +182,7 @@ class GANPipeline(DiffusionPipeline):
         checked at once, before the first batch.
         """
         seeds = check_seeds(seeds)
-        _check_drawing(batch_size, output_type)
+        check_drawing(batch_size, output_type)
         truncation = (truncation_psi, truncation_cutoff, truncation_centers)
         self.generator.truncate(self._probe(), *truncation)
         batches = self._batches(seeds, truncation, edit, batch_size, output_type)
@@ -210,7 +210,7 @@ class GANPipeline(DiffusionPipeline):
 
         Raises `InputError`: styles of another shape or with values that are not finite; see `__call__`.
         """
-        _check_drawing(batch_size, output_type)
+        check_drawing(batch_size, output_type)
         self.generator.check_styles(ws)
         if not torch.isfinite(ws).all():
             raise InputError("the styles hold NaN or infinity; allowed: finite numbers")
@@ -291,7 +291,7 @@ def latents(seeds: Sequence[int], z_dim: int) -> torch.Tensor:
     return torch.cat(rows)
 
 
-def _check_drawing(batch_size: int, output_type: str) -> None:
+def check_drawing(batch_size: int, output_type: str = "pil") -> None:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size is {batch_size!r}; allowed: a whole number, 1 or more")
     if output_type not in OUTPUT_TYPES:

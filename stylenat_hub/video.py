@@ -31,7 +31,7 @@ SMALLEST = 256  # px; smaller pictures are enlarged pixel by pixel, so that play
 MAX_SIDE = 8192  # px; far beyond what players show
 MAX_PIXELS = 300_000_000  # of all frames of a GIF or WebP, which Pillow holds in memory: 3 bytes each
 _QUALITY = 90  # of a lossy WebP
-# Each lossy frame by itself: as changes to the one before, errors gather and every few frames jump back at once.
+# Each lossy frame by itself: in changes to the one before errors gather, and every few frames all jump back.
 _EACH_WHOLE = {"kmin": 0, "kmax": 1}
 # Players guess the colours of what does not say by its size, and not alike.
 _COLOURS = (

@@ -232,6 +232,8 @@ def test_styles_of_another_model_are_refused(pipeline, tmp_path):
             write_styles(pipeline, torch.zeros(shape), tmp_path / "new", truncation_psi=0.5)
     with pytest.raises(InputError, match="styles are drawn at one truncation, not at 2"):
         write_styles(pipeline, torch.zeros(2, 8, 32), tmp_path / "new", truncation_psi=[0.5, 1])
+    with pytest.raises(InputError, match="batch_size is 0; allowed: a whole number, 1 or more"):
+        write_styles(pipeline, torch.zeros(2, 8, 32), tmp_path / "new", batch_size=0)
     assert not (tmp_path / "new").exists()
 
 

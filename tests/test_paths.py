@@ -125,6 +125,16 @@ def test_a_smooth_path_has_no_kinks_and_a_straight_one_has(family, closed):
     assert turns("lerp").min() < 0.5
 
 
+@pytest.mark.parametrize("family", STYLED)
+def test_the_smooth_path_is_catmull_and_roms(family):
+    """Half-way between two keys: 9/16 of each, less 1/16 of their neighbours, as in their paper of 1974."""
+    pipeline = small(family)
+    keys = pipeline.styles([1, 2, 3, 4, 5]).double()
+    ws = StylePath(pipeline, [1, 2, 3, 4, 5], 10, "smooth").styles().double()
+    near, far = keys + torch.roll(keys, -1, 0), torch.roll(keys, 1, 0) + torch.roll(keys, -2, 0)
+    assert torch.allclose(ws[1::2], (9 * near - far) / 16, atol=1e-5)
+
+
 @pytest.mark.parametrize(("family", "kind"), ALL)
 def test_frames_do_not_depend_on_how_many_are_asked_for(family, kind):
     path = StylePath(small(family), [1, 2, 3], 8, kind, truncation_psi=0.5)
@@ -247,6 +257,9 @@ def test_grids_are_of_paths_of_one_length():
         draw_paths(pipeline, two, columns=2)
     with pytest.raises(InputError, match="that fill the rows"):
         draw_paths(pipeline, [two[0]] * 3, columns=2)
+    for wrong in ({"columns": 0}, {"columns": 1.5}, {"batch_size": 0}):
+        with pytest.raises(InputError, match="allowed: a whole number, 1 or more"):
+            draw_paths(pipeline, two[:1], **wrong)
 
 
 def test_grids_of_large_pictures_shrink_to_what_players_show():

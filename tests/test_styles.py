@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stylenat_hub.errors import InputError, WeightsError
+from stylenat_hub.errors import InputError, OtherModelWarning, WeightsError
 from stylenat_hub.latents.styles import load_styles, save_styles
 from stylenat_hub.pipeline import GANPipeline, latents
 from stylenat_hub.registry import FAMILIES
@@ -94,6 +95,26 @@ def test_a_file_of_styles_comes_back(pipeline, tmp_path):
     assert torch.equal(again, ws.float()) and about == {"model": "x", "psnr": 31.5}
 
 
+def test_styles_of_other_weights_are_drawn_with_a_warning(tmp_path):
+    """Of the model's own, of a tuned copy and of weights in another type there is none."""
+    mine, tuned, other = (tiny_generator(seed=seed) for seed in range(3))
+    save_styles(tmp_path / "w.safetensors", quiet(mine).styles([0]), {"model": "org/church"}, [mine, tuned])
+    with pytest.warns(OtherModelWarning, match=r"made with other weights .*\(org/church\)"):
+        load_styles(tmp_path / "w.safetensors", other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for generator in (mine, tuned, other.to(torch.bfloat16)):
+            load_styles(tmp_path / "w.safetensors", generator)
+
+
+def test_a_folder_of_styles(tmp_path):
+    generator = tiny_generator()
+    with pytest.raises(InputError, match="there is no 'w.safetensors' in the folder"):
+        load_styles(tmp_path, generator)
+    save_styles(tmp_path / "w.safetensors", quiet(generator).styles([4]), {})
+    assert torch.equal(load_styles(tmp_path, generator)[0], quiet(generator).styles([4]))
+
+
 def test_styles_of_another_model_are_refused(tmp_path):
     save_styles(tmp_path / "w.safetensors", torch.zeros(1, 8, 16), {})
     with pytest.raises(InputError, match=r"are \[1, 8, 16\]; this model needs \[n, 8, 32\]"):
@@ -108,6 +129,14 @@ def _nan(path):
     save_file({"ws": load_file(path)["ws"] * torch.nan}, path)
 
 
+def _nested(path):
+    save_file(load_file(path), path, metadata={"about": "[" * 200_000})
+
+
+def _huge_header(path):
+    path.write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
+
+
 @pytest.mark.parametrize(
     "damage, error, says",
     [
@@ -115,6 +144,8 @@ def _nan(path):
         (lambda path: path.write_text("hello"), WeightsError, "is no file of styles"),
         (lambda path: save_file({"w": torch.zeros(1)}, path), WeightsError, "has no tensor 'ws'"),
         (_nan, WeightsError, "NaN or infinity"),
+        (_nested, WeightsError, "header is nested too deeply"),
+        (_huge_header, WeightsError, "its header is said to have"),
         (lambda path: path.unlink(), InputError, "there is no file"),
     ],
 )

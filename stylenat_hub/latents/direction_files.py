@@ -121,7 +121,7 @@ def _read(path: Path, source: str) -> Directions:
     """Raises `WeightsError`, whatever is in the file."""
     name = repr(shown(source))
     try:
-        _check_header(path)
+        check_header(path)
         with safetensors.safe_open(path, framework="pt") as file:
             said = _json((file.metadata() or {}).get(KEY, ""))
             for key in _TENSORS:
@@ -135,7 +135,7 @@ def _read(path: Path, source: str) -> Directions:
         ) from error
 
 
-def _check_header(path: Path) -> None:
+def check_header(path: Path) -> None:
     """Raise `ValueError` for a header so large that reading it would take memory, before it is read."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -143,14 +143,19 @@ def _check_header(path: Path) -> None:
         raise ValueError(f"its header is said to have {size:,} bytes; allowed: up to {_MAX_HEADER:,}")
 
 
-def _json(text: str) -> dict[str, Any]:
-    """What the header says. Raises `ValueError`, `LookupError`."""
+def header_json(text: str, key: str) -> Any:
+    """What a file's header has under a key, as JSON. Raises `ValueError`, whatever the text is."""
     try:
-        said = json.loads(text)
+        return json.loads(text)
     except RecursionError as error:
         raise ValueError("its header is nested too deeply") from error
     except ValueError as error:
-        raise ValueError(f"its header has no {KEY!r} that can be read") from error
+        raise ValueError(f"its header has no {key!r} that can be read") from error
+
+
+def _json(text: str) -> dict[str, Any]:
+    """What the header says. Raises `ValueError`, `LookupError`."""
+    said = header_json(text, KEY)
     if not isinstance(said, dict) or said.get("format") != FORMAT:
         known = said.get("format") if isinstance(said, dict) else None
         raise ValueError(f"its format is {shown(str(known))}, and this version reads {FORMAT}")

@@ -16,7 +16,7 @@ import torch
 from stylenat_hub.errors import InputError
 from stylenat_hub.metrics.path_length import along_sphere
 from stylenat_hub.models.base import Generator
-from stylenat_hub.pipeline import GANPipeline, check_seeds, latents
+from stylenat_hub.pipeline import GANPipeline, check_drawing, check_seeds, latents
 from stylenat_hub.sheet import Sheet, cell_side
 
 KINDS = ("smooth", "lerp", "slerp")
@@ -172,8 +172,12 @@ def draw_paths(
 ) -> Iterator[PIL.Image.Image]:
     """The frames of one path, or of several side by side in so many columns, drawn as they are asked for.
 
-    Raises `InputError` if the paths differ in length, or do not fill the rows.
+    Raises `InputError` if the paths differ in length or do not fill the rows, or columns or batch_size are
+    below 1.
     """
+    check_drawing(batch_size)
+    if isinstance(columns, bool) or not isinstance(columns, int) or columns < 1:
+        raise InputError(f"columns is {columns!r}; allowed: a whole number, 1 or more")
     rows = len(paths) // columns
     if len({len(path) for path in paths}) != 1 or rows * columns != len(paths):
         raise InputError(
