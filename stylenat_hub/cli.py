@@ -19,12 +19,12 @@ from stylenat_hub import (
     cli_evaluate,
     cli_generate,
     cli_inside,
-    cli_latents,
-    cli_paths,
+    cli_interpolate,
+    cli_mix,
     cli_project,
     signals,
 )
-from stylenat_hub.cli_models import builtin_model
+from stylenat_hub.cli_models import Model, builtin_model
 from stylenat_hub.errors import InputError
 from stylenat_hub.options import (
     DEBUG,
@@ -32,6 +32,7 @@ from stylenat_hub.options import (
     Debug,
     Device,
     Dtype,
+    DtypeOption,
     License,
     Namespace,
     Private,
@@ -81,8 +82,8 @@ def _common(
 
 
 app.command()(cli_generate.generate)
-app.command()(cli_latents.mix)
-app.command()(cli_paths.interpolate)
+app.command()(cli_mix.mix)
+app.command()(cli_interpolate.interpolate)
 app.command()(cli_directions.directions)
 app.command()(cli_project.project)
 app.command()(cli_inside.attention)
@@ -160,10 +161,7 @@ def push(
 
 @app.command()
 def info(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="Zoo name, folder or Hub id; default: the built-in model.", show_default=False),
-    ] = None,
+    model: Model = None,
     variant: Variant = None,
     revision: Revision = None,
     namespace: Namespace = None,
@@ -185,7 +183,7 @@ def benchmark(
     ] = "stylenat-ffhq-256",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per call.")] = 1,
     device: Device = "cpu",
-    dtype: Annotated[Dtype, typer.Option(help="Type to compute in.")] = Dtype.float32,
+    dtype: DtypeOption = Dtype.float32,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: torch's choice.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each kind; the median counts.")] = 5,
     gather: Annotated[bool, typer.Option(help="Measure the gather formulation of attention too.")] = True,

@@ -8,20 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
-from stylenat_hub.cli_models import Model, builtin_model, load_pipeline, software
+from stylenat_hub.cli_models import Model, load_pipeline, software
 from stylenat_hub.errors import InputError
 from stylenat_hub.options import (
+    BatchSize,
     Device,
     Dtype,
+    DtypeOption,
     License,
     Namespace,
     Private,
     PushTo,
     Revision,
     Variant,
-    finite_number,
+    check_truncation,
     parse_path,
     parse_seeds,
+    parse_strengths,
 )
 
 
@@ -30,17 +33,6 @@ class Method(str, Enum):
 
     sefa = "sefa"
     pca = "pca"
-
-
-def parse_steps(text: str) -> list[float]:
-    """`-3,0,3` -> [-3.0, 0.0, 3.0], each once. Raises `typer.BadParameter`, naming the wrong part."""
-    steps: dict[float, None] = {}
-    for part in text.split(","):
-        try:
-            steps[float(part)] = None
-        except ValueError:
-            raise typer.BadParameter(f"{part!r} in {text!r:.60} is no number; example: -3,0,3") from None
-    return list(steps)
 
 
 def parse_name(text: str) -> tuple[str, str]:
@@ -66,14 +58,19 @@ def directions(
     strengths: Annotated[
         Any,
         typer.Option(
-            parser=parse_steps,
+            parser=parse_strengths,
             metavar="LIST",
             help="Columns of a strip, in standard deviations.",
             show_default="sefa: -3,-1.5,0,1.5,3; pca: -2,-1,0,1,2",
         ),
     ] = None,
     truncation: Annotated[
-        float, typer.Option(callback=finite_number, help="Of the pictures: 1: full variety.")
+        float,
+        typer.Option(
+            callback=check_truncation,
+            metavar="PSI",
+            help="Of the strips' pictures: default 0.7, where other commands have 1 (full variety).",
+        ),
     ] = 0.7,
     name: Annotated[
         list[Any] | None,
@@ -88,9 +85,9 @@ def directions(
     push_to_hub: PushTo = None,
     private: Private = False,
     license_: License = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 8,
+    batch_size: BatchSize = 8,
     device: Device = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="Type to compute in.")] = Dtype.float32,
+    dtype: DtypeOption = Dtype.float32,
     variant: Variant = None,
     revision: Revision = None,
     namespace: Namespace = None,
@@ -104,8 +101,9 @@ def directions(
     from stylenat_hub.latents import direction_strips as strips
 
     strips.check_output(output, overwrite)
-    source = {"variant": variant, "revision": revision, "namespace": namespace}
-    pipeline = load_pipeline(model or builtin_model(), device, dtype.value, **source)
+    pipeline = load_pipeline(
+        model, device, dtype.value, variant=variant, revision=revision, namespace=namespace
+    )
     found = _find(pipeline, method, top, levels).renamed(names)
     options = {"seeds": parse_seeds("0-3") if seeds is None else seeds, "truncation_psi": truncation}
     options |= {"strengths": strengths, "batch_size": batch_size}

@@ -18,7 +18,7 @@ from stylenat_hub.options import (
     Namespace,
     Revision,
     Variant,
-    finite_number,
+    check_truncation,
     parse_path,
     parse_seeds,
 )
@@ -69,7 +69,7 @@ def evaluate(
         int | None, typer.Option(min=2, help="Real pictures, chosen at random; default: all.")
     ] = None,
     first_seed: Annotated[int, typer.Option(min=0, help="The pictures are of the seeds from here on.")] = 0,
-    truncation: Annotated[float, typer.Option(callback=finite_number, help="As for generate.")] = 1.0,
+    truncation: Annotated[float, typer.Option(callback=check_truncation, help="As for generate.")] = 1.0,
     cutoff: Annotated[int | None, typer.Option(min=0, help="As for generate.")] = None,
     sweep: Annotated[
         str | None, typer.Option(metavar="truncation=A:B:STEP", help="Measure at each of these instead.")

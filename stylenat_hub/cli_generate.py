@@ -8,18 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
-from stylenat_hub.cli_models import Model, builtin_model, load_pipeline, software
+from stylenat_hub.cli_models import Model, load_pipeline, software, steered
 from stylenat_hub.errors import InputError
 from stylenat_hub.options import (
+    BatchSize,
+    Centers,
+    Cutoff,
     Device,
     Dtype,
+    DtypeOption,
     Namespace,
     Revision,
     ShardFormat,
     Variant,
+    parse_edit,
     parse_path,
     parse_seeds,
-    parse_strengths,
     parse_truncations,
 )
 
@@ -45,13 +49,8 @@ def generate(
             show_default="1",
         ),
     ] = None,
-    cutoff: Annotated[
-        int | None, typer.Option(min=0, help="Truncate only so many of the styles, the coarse ones first.")
-    ] = None,
-    centers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Truncate towards the nearest of so many centres of the styles."),
-    ] = None,
+    cutoff: Cutoff = None,
+    centers: Centers = None,
     directions: Annotated[
         str | None,
         typer.Option(metavar="FILE_OR_ID", help="What `stylenat directions` wrote, or its Hub id."),
@@ -59,7 +58,7 @@ def generate(
     edit: Annotated[
         Any,
         typer.Option(
-            parser=parse_strengths,
+            parser=parse_edit,
             metavar="NAME=STRENGTH",
             help="With --directions: such as sefa-1=2.5,sefa-3=-1.",
         ),
@@ -81,9 +80,9 @@ def generate(
     shard_size: Annotated[
         int | None, typer.Option(min=1, help="With --num: pictures per shard.", show_default="1000")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 8,
+    batch_size: BatchSize = 8,
     device: Device = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="Type to compute in.")] = Dtype.float32,
+    dtype: DtypeOption = Dtype.float32,
     variant: Variant = None,
     revision: Revision = None,
     namespace: Namespace = None,
@@ -101,7 +100,7 @@ def generate(
         _check_shards(seeds, grid, truncation, steering)
         options = {"truncation_psi": truncation[0], "truncation_cutoff": cutoff, "batch_size": batch_size}
         return _generate_shards(
-            lambda chosen: load_pipeline(model or builtin_model(), chosen, dtype.value, **source),
+            lambda chosen: load_pipeline(model, chosen, dtype.value, **source),
             device,
             output,
             {"num": num, **sharded, **options},
@@ -112,7 +111,7 @@ def generate(
     from stylenat_hub import pictures
 
     pictures.check_writable(output)
-    pipeline = load_pipeline(model or builtin_model(), device, dtype.value, **source)
+    pipeline = load_pipeline(model, device, dtype.value, **source)
     options, label = steered(pipeline, centers, directions, edit)
     options |= {"truncation_cutoff": cutoff, "batch_size": batch_size, "grid": grid}
     options |= {"label": {"version": software(), **label}, "truncation_psi": truncation}
@@ -147,26 +146,6 @@ def _check_steering(
             f"{given} goes with {lacks}: --directions FILE says where directions are, --edit NAME=STRENGTH "
             "how far to go along which"
         )
-
-
-def steered(
-    pipeline: Any, centers: int | None, directions: str | None, edit: dict[str, float] | None
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """What these options mean: arguments of `write_pictures`, and what its pictures are labelled with."""
-    options: dict[str, Any] = {}
-    label: dict[str, str] = {}
-    if centers is not None:
-        from stylenat_hub.latents.clusters import style_centers
-
-        options["truncation_centers"] = style_centers(pipeline.generator, centers)
-        label["truncation_centers"] = str(centers)
-    if directions is not None:
-        from stylenat_hub.latents.direction_files import load_directions
-
-        options["edit"] = load_directions(directions, pipeline.generator).edit(edit)
-        label["directions"] = Path(directions).name if Path(directions).exists() else directions
-        label["edit"] = ",".join(f"{name}={strength:g}" for name, strength in edit.items())
-    return options, label
 
 
 def _draw_styles(pipeline: Any, styles: Path, output: Path, options: dict[str, Any]) -> Any:

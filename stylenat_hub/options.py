@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import torch
 
 MAX_SEEDS = 1_000_000  # in one command: a guard against typing mistakes
-MAX_TRUNCATION = 1e6  # far beyond any picture; larger ones overflow in float32
+LARGEST = 1e6  # truncation or strength: far beyond any picture; larger ones overflow in float32
+FAR = 2  # a truncation beyond which pictures fall apart
 MAX_SWEEP = 100  # values of truncation in one command
 DEBUG = "--debug"
 _USAGE = typer.BadParameter.__base__  # typer shows these itself, with the usage, and exits with 2
@@ -50,9 +51,16 @@ def one_sentence(debug: bool, interrupted: str = "interrupted") -> Iterator[None
             signals.tell(interrupted, error)
             raise typer.Exit(signals.EXIT_CODE) from None
         if debug or isinstance(error, _USAGE):
+            _plain_usage(error)
             raise
         typer.echo(f"error: {_sentence(error)}", err=True)
         raise typer.Exit(1) from None
+
+
+def _plain_usage(error: Exception) -> None:
+    """A wrong choice without the words that typer puts before it."""
+    if isinstance(error, typer.BadParameter):
+        error.message = error.message.removeprefix("Value error, ")
 
 
 @contextlib.contextmanager
@@ -106,10 +114,11 @@ class ShardFormat(str, Enum):
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`0-3,7` -> [0, 1, 2, 3, 7], each seed once. Raises `typer.BadParameter`, naming the wrong part."""
+    """`0-3,7` -> [0, 1, 2, 3, 7], each seed once; the dash may be a typographic one, as pasted text has it.
+    Raises `typer.BadParameter`, naming the wrong part."""
     seeds: dict[int, None] = {}
     for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9]{1,30})\s*(?:-\s*([0-9]{1,30})\s*)?", part)
+        match = re.fullmatch(r"\s*([0-9]{1,30})\s*(?:[-\u2010-\u2014\u2212]\s*([0-9]{1,30})\s*)?", part)
         if not match:
             raise typer.BadParameter(
                 f"{part!r} in {text!r} is neither a seed nor a range; examples: 0-15 or 1,5,9-12"
@@ -129,13 +138,18 @@ def parse_seeds(text: str) -> list[int]:
 
 def parse_truncations(text: str) -> list[float]:
     """`0.5,0.7,1` -> [0.5, 0.7, 1.0], each once. Raises `typer.BadParameter`, naming the wrong part."""
-    values = dict.fromkeys(finite_number(_number(part, text)) for part in text.split(","))
+    values = dict.fromkeys(check_truncation(_number(part, text, "0.5,0.7,1")) for part in text.split(","))
     if len(values) > MAX_SWEEP:
         raise typer.BadParameter(f"{text!r:.60} are {len(values)} truncations; allowed: up to {MAX_SWEEP}")
     return list(values)
 
 
-def parse_strengths(text: str) -> dict[str, float]:
+def parse_strengths(text: str) -> list[float]:
+    """`-3,0,3` -> [-3.0, 0.0, 3.0], each once. Raises `typer.BadParameter`, naming the wrong part."""
+    return list(dict.fromkeys(_strength(part, text, "-3,0,3") for part in text.split(",")))
+
+
+def parse_edit(text: str) -> dict[str, float]:
     """`sefa-1=2.5,pca-3=-1` -> {"sefa-1": 2.5, "pca-3": -1.0}. Raises `typer.BadParameter`."""
     strengths: dict[str, float] = {}
     for part in text.split(","):
@@ -143,15 +157,19 @@ def parse_strengths(text: str) -> dict[str, float]:
         if not (name and equals) or name in strengths:
             why = "is there twice" if name in strengths else "is no NAME=STRENGTH"
             raise typer.BadParameter(f"{part!r} in {text!r} {why}; example: sefa-1=2.5,sefa-3=-1")
-        strengths[name] = finite_number(_number(number, text))
+        strengths[name] = _strength(number, text, "sefa-1=2.5,sefa-3=-1")
     return strengths
 
 
-def _number(part: str, text: str) -> float:
+def _strength(part: str, text: str, example: str) -> float:
+    return _finite(_number(part, text, example), "-3 to 3")
+
+
+def _number(part: str, text: str, example: str) -> float:
     try:
         return float(part)
     except ValueError:
-        raise typer.BadParameter(f"{part!r} in {text!r} is no number; example: 0.5,0.7,1") from None
+        raise typer.BadParameter(f"{part!r} in {text!r:.60} is no number; example: {example}") from None
 
 
 def choose_device(name: str) -> torch.device:
@@ -179,12 +197,23 @@ def parse_device(text: str) -> str:
 
 
 def finite_number(value: float) -> float:
+    return _finite(value, "0 to 1")
+
+
+def _finite(value: float, usual: str) -> float:
     if value != value or abs(value) == float("inf"):
-        raise typer.BadParameter(f"{value} is not a finite number; usual values are from 0 to 1")
-    if abs(value) > MAX_TRUNCATION:
+        raise typer.BadParameter(f"{value} is not a finite number; usual values are from {usual}")
+    if abs(value) > LARGEST:
         raise typer.BadParameter(
-            f"{value} is out of range; allowed: {-MAX_TRUNCATION:.0f} to {MAX_TRUNCATION:.0f}, usually 0 to 1"
+            f"{value} is out of range; allowed: {-LARGEST:.0f} to {LARGEST:.0f}, usually {usual}"
         )
+    return value
+
+
+def check_truncation(value: float) -> float:
+    """A finite number, with a notice if no picture comes of it: `0,5` is two values, 0 and 5."""
+    if abs(finite_number(value)) > FAR:
+        typer.echo(f"notice: psi {value:g} is far outside what models draw; one half is 0.5", err=True)
     return value
 
 
@@ -197,6 +226,18 @@ def parse_path(text: str | Path) -> Path:
 
 Debug = Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error.")]
 Device = Annotated[str, typer.Option(callback=parse_device, help="auto, cpu, cuda, cuda:N or mps.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="Type to compute in.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures per step.")]
+Truncation = Annotated[
+    float,
+    typer.Option(callback=check_truncation, metavar="PSI", help="1: full variety; 0: the mean picture."),
+]
+Cutoff = Annotated[
+    int | None, typer.Option(min=0, help="Truncate only so many of the styles, the coarse ones first.")
+]
+Centers = Annotated[
+    int | None, typer.Option(min=1, help="Truncate towards the nearest of so many centres of the styles.")
+]
 Variant = Annotated[str | None, typer.Option(help="Weights saved under this name, such as bf16.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")]
 Namespace = Annotated[

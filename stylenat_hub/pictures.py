@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from stylenat_hub.errors import InputError
 from stylenat_hub.files import check_writable, user_path, whole_file
 from stylenat_hub.pipeline import Edit, GANPipeline, check_drawing, check_seeds
-from stylenat_hub.sheet import Sheet, cell_side
+from stylenat_hub.sheet import SMALLEST, Sheet, cell_side, fitted
 from stylenat_hub.signals import Interrupted
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 GRID = "grid.png"
 MAX_CHECKED = 1_000_000
+_ENLARGED = 4096  # px; no grid of enlarged pictures is larger
 GRID_SIDE = 8192  # px; larger grids shrink their cells, so that thousands of pictures still fit into memory
 
 
@@ -127,7 +128,7 @@ def write_styles(
     options = {"truncation_psi": values[0], "truncation_cutoff": truncation_cutoff}
     about = {**drawn_by(pipeline, options), **(label or {})}
     generator, names = pipeline.generator, {style_name(number) for number in range(len(ws))}
-    sheet = Grid(len(ws), generator.resolution) if grid else None
+    sheet = Grid(len(ws), generator.resolution, SMALLEST) if grid else None
     with writing(folder, names, len(ws)) as written:
         generator.check_styles(ws)
         ws = ws.to(generator.w_avg)  # the type and the device that `GANPipeline.styles` gives
@@ -188,7 +189,7 @@ def _sheet_of(
 ) -> Grid | Sheet:
     side = pipeline.generator.resolution
     if len(values) == 1:
-        return Grid(len(seeds), side)
+        return Grid(len(seeds), side, SMALLEST)
     cell = cell_side(side, len(values), len(seeds))
     goal = "the mean style" if centers is None else f"the nearest of {len(centers)} centres"
     labels = [f"seed {seed}" for seed in seeds], [f"psi {_digits(psi)}" for psi in values]
@@ -255,12 +256,16 @@ def _check_names(folder: Path, names: Collection[str]) -> None:
 
 
 class Grid:
-    """A near-square picture of `count` cells in reading order, each `resolution` px wide."""
+    """A near-square picture of `count` cells in reading order, each `resolution` px wide.
 
-    def __init__(self, count: int, resolution: int) -> None:
+    smallest: px; a few smaller pictures are enlarged by a whole factor to at least this, many by less.
+    """
+
+    def __init__(self, count: int, resolution: int, smallest: int = 1) -> None:
         self.columns = math.ceil(math.sqrt(count))
         self.rows = math.ceil(count / self.columns)
-        self.cell = min(resolution, GRID_SIDE // self.columns)
+        factor = min(math.ceil(smallest / resolution), _ENLARGED // (self.columns * resolution))
+        self.cell = min(resolution * max(1, factor), GRID_SIDE // self.columns)
         if self.cell < 1:
             raise InputError(
                 f"a grid of {count} pictures has cells below one pixel; ask for at most {GRID_SIDE**2}"
@@ -270,8 +275,6 @@ class Grid:
 
     def add(self, picture: PIL.Image.Image) -> None:
         """Put a picture into the next cell."""
-        if picture.width != self.cell:
-            picture = picture.resize((self.cell, self.cell), PIL.Image.Resampling.LANCZOS)
         row, column = divmod(self.filled, self.columns)
-        self.image.paste(picture, (column * self.cell, row * self.cell))
+        self.image.paste(fitted(picture, self.cell), (column * self.cell, row * self.cell))
         self.filled += 1

@@ -14,7 +14,7 @@ _TITLE = 20  # px above all
 _MARGIN = 200  # px kept for the title and the labels beside the cells
 _GAP = 4
 _HEADER = 8  # px more beside a first row and column of headers
-_SMALLEST = 96  # px of a cell; smaller pictures are enlarged without smoothing
+SMALLEST = 96  # px of a cell; smaller pictures are enlarged without smoothing
 _LARGEST = 256  # px of a cell unless asked otherwise
 _FONT = 12
 _SMALL_FONT = 8  # for labels that do not fit over their cell
@@ -23,9 +23,9 @@ _SMALL_FONT = 8  # for labels that do not fit over their cell
 def cell_side(resolution: int, columns: int, rows: int, largest: int = _LARGEST) -> int:
     """How large a sheet shows pictures of this resolution: small ones enlarged by a whole factor, large ones
     at most `largest` px, and all within `SHEET_SIDE`. Raises `InputError` if no cell is left."""
-    side = resolution * max(1, -(-_SMALLEST // resolution))
+    side = resolution * max(1, -(-SMALLEST // resolution))
     room = (SHEET_SIDE - _MARGIN) // max(columns, rows, 1) - 2 * _GAP - _FONT
-    side = min(side, max(largest, _SMALLEST), room)
+    side = min(side, max(largest, SMALLEST), room)
     if side < 8:
         raise InputError(
             f"a sheet of {columns} x {rows} pictures has cells below 8 pixels; ask for fewer rows or columns"

@@ -68,7 +68,7 @@ _ORDER = (
     *("summary", "papers", "products", "benchmark"),
     *("cards", "push_options", "staged", "targets", "uploads", "card_checks", "publish"),
     "publish_directions",
-    *("cli_models", "cli_generate", "cli_latents", "cli_paths", "cli_directions", "cli_project"),
+    *("cli_models", "cli_generate", "cli_mix", "cli_interpolate", "cli_directions", "cli_project"),
     *("cli_inside", "cli_evaluate", "cli", ""),
 )
 for _name in _ORDER:

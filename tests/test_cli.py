@@ -68,12 +68,13 @@ def test_pictures_and_grid(tiny, pipeline, tmp_path):
     assert names(tmp_path) == ["grid.png", *files]
     expected = pipeline([12, 0, 1, 100], truncation_psi=0.7, truncation_cutoff=3).images
     grid = pixels(tmp_path / "grid.png")
-    assert grid.shape == (64, 64, 3)
+    assert grid.shape == (192, 192, 3)  # three times as large, so that one sees something
     for place, (seed, image) in enumerate(zip([12, 0, 1, 100], expected, strict=True)):
         path = tmp_path / f"seed{seed:010d}.png"
         assert np.array_equal(pixels(path), np.asarray(image))
-        y, x = 32 * (place // 2), 32 * (place % 2)
-        assert np.array_equal(grid[y : y + 32, x : x + 32], np.asarray(image))
+        y, x = 96 * (place // 2), 96 * (place % 2)
+        cell = grid[y : y + 96, x : x + 96]
+        assert np.array_equal(cell, np.asarray(image).repeat(3, 0).repeat(3, 1))
         with PIL.Image.open(path) as picture:
             assert picture.text == {
                 "model": "tiny",
@@ -113,6 +114,14 @@ def test_grids_are_near_square(count, shape):
     assert cells.tolist() == [*range(1, count + 1), *[0] * (len(cells) - count)]  # in reading order
 
 
+@pytest.mark.parametrize(
+    ("count", "resolution", "cell"), [(4, 32, 96), (4, 40, 120), (4, 96, 96), (4, 256, 256), (3600, 32, 64)]
+)
+def test_grids_of_few_small_pictures_are_enlarged(count, resolution, cell):
+    assert pictures.Grid(count, resolution, smallest=96).cell == cell
+    assert pictures.Grid(count, resolution).cell == resolution
+
+
 def test_a_large_grid_shrinks_its_cells():
     grid = pictures.Grid(100, 1024)
     assert grid.cell == 819 and grid.image.size == (8190, 8190)
@@ -132,6 +141,7 @@ def test_names_sort_as_seeds_do():
         ("0-3", [0, 1, 2, 3]),
         ("1,5,9-11", [1, 5, 9, 10, 11]),
         ("7", [7]),
+        ("2\u20134", [2, 3, 4]),  # the dash that word processors make of it
         ("3,1-3", [3, 1, 2]),
         (" 2 - 3 ,0", [2, 3, 0]),
     ],
@@ -156,6 +166,9 @@ def test_bad_seeds(part):
         (["--truncation", "nan"], "nan is not a finite number"),
         (["--truncation", "1e308"], "1e+308 is out of range"),
         (["--truncation", "-1000001"], "allowed: -1000000 to 1000000"),
+        (["--edit", "a=1e9"], "1000000000.0 is out of range; allowed: -1000000 to 1000000, usually -3 to 3"),
+        (["--edit", "a=x"], "'x' in 'a=x' is no number; example: sefa-1=2.5,sefa-3=-1"),
+        (["--format", "x"], "'--format': 'x' is not one of"),
         (["--output", ""], "the name is empty"),
         (["--truncation", "much"], "--truncation"),
         (["--batch-size", "0"], "batch-size"),

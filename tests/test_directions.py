@@ -11,11 +11,13 @@ from typer.testing import CliRunner
 
 from stylenat_hub import cli
 from stylenat_hub.errors import InputError, OtherModelWarning
+from stylenat_hub.latents import direction_strips
 from stylenat_hub.latents.direction_strips import STRENGTHS, write_strips
 from stylenat_hub.latents.directions import Directions, weights_of
 from stylenat_hub.latents.factorise import closed_form, principal, style_covariance
 from stylenat_hub.pipeline import GANPipeline
 from stylenat_hub.registry import FAMILIES
+from stylenat_hub.sheet import Sheet
 
 LEVELLED = [name for name in FAMILIES if tiny_generator(name).style_levels]
 FINDERS = {"sefa": closed_form, "pca": principal}
@@ -268,6 +270,18 @@ def test_a_strip_shows_the_pictures_of_its_strengths(models, tmp_path):
     assert not np.array_equal(one[-100:-4, ahead : ahead + 96], two[-100:-4, ahead : ahead + 96])
 
 
+def test_a_strip_says_its_seeds_and_truncation(models, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        direction_strips, "Sheet", lambda *of, **words: (said.append(words), Sheet(*of, **words))[1]
+    )
+    pipe = GANPipeline(models["stylenat"])
+    pipe.set_progress_bar_config(disable=True)
+    options = {"seeds": [5, 10], "strengths": [0, 3], "truncation_psi": 0.7}
+    write_strips(pipe, closed_form(models["stylenat"], 1), tmp_path / "strips", **options)
+    assert said[0]["row_labels"] == ["seed 5", "seed 10"] and said[0]["title"].endswith(", psi 0.7")
+
+
 def test_the_command_writes_strips_and_generate_goes_along_them(tmp_path):
     strips = tmp_path / "strips"
     options = ("--top", 2, "--seeds", "0,3", "--strengths=-2,2", "--output", strips)
@@ -318,7 +332,8 @@ def test_a_folder_with_something_in_it_is_kept(tmp_path):
         (("--name", "sefa-1"), 2, "no OLD=NEW"),
         (("--name", "sefa-1=a", "--name", "sefa-1=b"), 1, "is there twice"),
         (("--strengths", "1,x"), 2, "'x' in '1,x' is no number"),
-        (("--strengths", "nan"), 1, "allowed: a finite number"),
+        (("--strengths", "nan"), 2, "nan is not a finite number; usual values are from -3 to 3"),
+        (("--method", "GANSpace"), 2, "'--method': 'GANSpace' is not one of 'sefa', 'pca'"),
         (("--private",), 1, "goes with --push-to-hub"),
     ],
 )

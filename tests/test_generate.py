@@ -207,8 +207,8 @@ def test_a_file_of_styles_is_drawn_as_its_seeds_are(drawing, tmp_path):
         assert np.array_equal(pixels, np.asarray(image))
         assert text["style"] == str(number) and text["styles"] == "w.safetensors"
         place = (
-            slice(32 * (number // 2), 32 * (number // 2) + 32),
-            slice(32 * (number % 2), 32 * (number % 2) + 32),
+            slice(96 * (number // 2), 96 * (number // 2) + 96, 3),
+            slice(96 * (number % 2), 96 * (number % 2) + 96, 3),
         )
         assert np.array_equal(read(written.grid)[0][place], pixels)
 

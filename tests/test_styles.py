@@ -109,7 +109,7 @@ def test_styles_of_other_weights_are_drawn_with_a_warning(tmp_path):
 
 def test_a_folder_of_styles(tmp_path):
     generator = tiny_generator()
-    with pytest.raises(InputError, match="there is no 'w.safetensors' in the folder"):
+    with pytest.raises(InputError, match=r"there is no 'w\.safetensors' in the folder"):
         load_styles(tmp_path, generator)
     save_styles(tmp_path / "w.safetensors", quiet(generator).styles([4]), {})
     assert torch.equal(load_styles(tmp_path, generator)[0], quiet(generator).styles([4]))

@@ -67,7 +67,7 @@ def write_strips(
     with whole_folder(target, overwrite=replaced) as temporary, pipeline.progress_bar(total=total) as bar:
         directions.save(temporary / FILE)
         for name, moves in edits.items():
-            title = f"{name}: {told(directions, name, pipeline.generator)}"
+            title = f"{name}: {told(directions, name, pipeline.generator)}, psi {truncation_psi:g}"
             sheet = _sheet(seeds, strengths, cell, title)
             for column, move in enumerate(moves):
                 for row, picture in enumerate(pipeline.draw(move(ws), batch_size=batch_size)):
@@ -79,7 +79,7 @@ def write_strips(
 
 def _sheet(seeds: Sequence[int], strengths: Sequence[float], cell: int, title: str) -> Sheet:
     columns = [f"{strength:+g}" if strength else "0" for strength in strengths]
-    labels = {"row_labels": [str(seed) for seed in seeds], "column_labels": columns}
+    labels = {"row_labels": [f"seed {seed}" for seed in seeds], "column_labels": columns}
     return Sheet(len(seeds), len(strengths), cell, title=title, **labels)
 
 

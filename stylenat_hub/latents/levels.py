@@ -33,15 +33,15 @@ def level_sizes(generator: Generator) -> list[int]:
 def styles_at(generator: Generator, levels: str = "all") -> list[int]:
     """The numbers of the styles that act in these levels, ascending.
 
-    levels: names and sizes in px with commas between them: `coarse`, `16`, `8-32`, `coarse,64`; `all` is also
-    allowed where there is one style for the whole picture.
+    levels: names, in any case, and sizes in px with commas between them: `coarse`, `16`, `8-32`, `coarse,64`;
+    `all` is also allowed where there is one style for the whole picture.
 
     Raises `InputError`: an unknown name, a level that the model does not have, none at all, or a model whose
     styles have no levels.
     """
     if not isinstance(levels, str):
         raise InputError(f"levels is {levels!r}; allowed: text, such as 'coarse' or '8-32'")
-    if levels.strip() == "all":
+    if levels.strip().lower() == "all":
         return list(range(generator.num_ws))
     check_levels(generator, f"choosing levels ({levels!r})")
     chosen = {size for part in levels.split(",") for size in _sizes(generator, part.strip(), levels)}
@@ -54,11 +54,11 @@ def _sizes(generator: Generator, part: str, levels: str) -> list[int]:
     names = ["all", *dict.fromkeys(name_of(generator, size) for size in there)]
     allowed = f"{', '.join(names)}, or levels of this model in px: {', '.join(map(str, there))}, such as "
     allowed += f"{there[0]}-{there[-1]}"
-    if part in NAMES:
-        found = [size for size in there if part in ("all", name_of(generator, size))]
+    if (name := part.lower()) in NAMES:
+        found = [size for size in there if name in ("all", name_of(generator, size))]
         if not found:
             raise InputError(
-                f"this model of {generator.resolution} px has no {part} levels; allowed: {allowed}"
+                f"this model of {generator.resolution} px has no {name} levels; allowed: {allowed}"
             )
         return found
     match = re.fullmatch(r"(\d{1,9})(?:\s*-\s*(\d{1,9}))?", part)

@@ -7,15 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from stylenat_hub.cli_generate import steered
-from stylenat_hub.cli_models import Model, builtin_model, load_pipeline, software
+from stylenat_hub.cli_models import Model, load_pipeline, software, steered
 from stylenat_hub.options import (
+    BatchSize,
+    Centers,
+    Cutoff,
     Device,
     Dtype,
+    DtypeOption,
     Namespace,
     Revision,
+    Truncation,
     Variant,
-    finite_number,
     parse_path,
     parse_seeds,
 )
@@ -36,15 +39,9 @@ def mix(
             help="What comes from the columns: coarse, middle, fine, all, or px such as 8-32 or coarse,16.",
         ),
     ] = "coarse",
-    truncation: Annotated[
-        float, typer.Option(callback=finite_number, metavar="PSI", help="Of the sources; 1: full variety.")
-    ] = 1.0,
-    cutoff: Annotated[
-        int | None, typer.Option(min=0, help="Truncate only so many of the styles, the coarse ones first.")
-    ] = None,
-    centers: Annotated[
-        int | None, typer.Option(min=1, help="Truncate towards the nearest of so many centres of the styles.")
-    ] = None,
+    truncation: Truncation = 1.0,
+    cutoff: Cutoff = None,
+    centers: Centers = None,
     output: Annotated[Path, typer.Option(parser=parse_path, metavar="FILE", help="The sheet as PNG.")] = Path(
         "mix.png"
     ),
@@ -52,9 +49,9 @@ def mix(
         Path | None,
         typer.Option(parser=parse_path, metavar="DIR", help="Also each mixed picture as its own PNG."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 8,
+    batch_size: BatchSize = 8,
     device: Device = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="Type to compute in.")] = Dtype.float32,
+    dtype: DtypeOption = Dtype.float32,
     variant: Variant = None,
     revision: Revision = None,
     namespace: Namespace = None,
@@ -66,8 +63,9 @@ def mix(
     pictures.check_png(output)
     if cells is not None:
         pictures.check_writable(cells)
-    source = {"variant": variant, "revision": revision, "namespace": namespace}
-    pipeline = load_pipeline(model or builtin_model(), device, dtype.value, **source)
+    pipeline = load_pipeline(
+        model, device, dtype.value, variant=variant, revision=revision, namespace=namespace
+    )
     options, label = steered(pipeline, centers, None, None)
     options |= {"truncation_psi": truncation, "truncation_cutoff": cutoff, "batch_size": batch_size}
     options |= {"cells": cells, "label": {"version": software(), **label}}

@@ -11,16 +11,19 @@ from typing import Annotated, Any
 
 import typer
 
-from stylenat_hub.cli_generate import steered
-from stylenat_hub.cli_models import Model, builtin_model, load_pipeline, software
+from stylenat_hub.cli_models import Model, load_pipeline, software, steered
 from stylenat_hub.options import (
     MAX_SEEDS,
+    BatchSize,
+    Centers,
+    Cutoff,
     Device,
     Dtype,
+    DtypeOption,
     Namespace,
     Revision,
+    Truncation,
     Variant,
-    finite_number,
     parse_path,
     parse_seeds,
 )
@@ -83,24 +86,18 @@ def interpolate(
         typer.Option(
             parser=parse_grid,
             metavar="COLUMNSxROWS",
-            help="Several paths side by side, which share the seeds out in order.",
+            help="Several paths side by side, which share the seeds out in order: two or more each, all "
+            "equally many.",
             show_default="1x1",
         ),
     ] = None,
-    truncation: Annotated[
-        float, typer.Option(callback=finite_number, help="1: full variety; 0: the mean picture.")
-    ] = 1.0,
-    cutoff: Annotated[
-        int | None, typer.Option(min=0, help="Truncate only so many of the styles, the coarse ones first.")
-    ] = None,
-    centers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Truncate towards the nearest of so many centres of the styles."),
-    ] = None,
+    truncation: Truncation = 1.0,
+    cutoff: Cutoff = None,
+    centers: Centers = None,
     lossless: Annotated[bool, typer.Option("--lossless", help="Of a .webp: exact, and larger.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per step.")] = 8,
+    batch_size: BatchSize = 8,
     device: Device = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="Type to compute in.")] = Dtype.float32,
+    dtype: DtypeOption = Dtype.float32,
     variant: Variant = None,
     revision: Revision = None,
     namespace: Namespace = None,
@@ -114,8 +111,9 @@ def interpolate(
     seeds = parse_keys("0-3") if seeds is None else seeds
     columns, rows = (1, 1) if grid is None else grid
     cells = paths.check_cells(seeds, columns, rows)
-    source = {"variant": variant, "revision": revision, "namespace": namespace}
-    pipeline = load_pipeline(model or builtin_model(), device, dtype.value, **source)
+    pipeline = load_pipeline(
+        model, device, dtype.value, variant=variant, revision=revision, namespace=namespace
+    )
     steering, label = steered(pipeline, centers, None, None)
     steering |= {"truncation_psi": truncation, "truncation_cutoff": cutoff, "closed": not open_}
     ways = [paths.StylePath(pipeline, keys, frames, path and path.value, **steering) for keys in cells]
