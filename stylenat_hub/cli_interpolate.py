@@ -114,11 +114,12 @@ def interpolate(
     pipeline = load_pipeline(
         model, device, dtype.value, variant=variant, revision=revision, namespace=namespace
     )
+    # before thousands of paths are made
+    video.check_length(output, paths.frame_size(pipeline.generator.resolution, columns, rows), frames)
     steering, label = steered(pipeline, centers, None, None)
     steering |= {"truncation_psi": truncation, "truncation_cutoff": cutoff, "closed": not open_}
     ways = [paths.StylePath(pipeline, keys, frames, path and path.value, **steering) for keys in cells]
     drawn = paths.draw_paths(pipeline, ways, columns=columns, batch_size=batch_size)
-    video.check_length(output, paths.frame_size(pipeline.generator.resolution, columns, rows), frames)
     about = _about(pipeline, seeds, ways[0].kind, {**steering, **label})
     written = video.write_video(_counted(drawn, frames), output, fps, lossless=lossless, about=about)
     width, height = written.size

@@ -23,7 +23,7 @@ import numpy as np
 import PIL.Image
 from PIL import features
 
-from stylenat_hub.errors import InputError, cut
+from stylenat_hub.errors import InputError, cut, cut
 from stylenat_hub.files import check_writable, user_path, whole_file
 from stylenat_hub.signals import held
 
@@ -38,6 +38,7 @@ _COLOURS = (
     "scale=out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int,format=yuv420p,"
     "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
 )
+LONGEST_TEXT = 8_000  # characters about an MP4; the system bounds what a command may say
 _RATE_FACTOR = 17  # of x264: not to be told from the pictures by eye
 _SAMPLE_SIDE = 128  # px of what a GIF's colours are chosen from
 _DESCRIPTION = 0x010E  # the number of ImageDescription in EXIF
@@ -260,7 +261,8 @@ def _command(path: Path, fps: float, size: tuple[int, int], about: Mapping[str, 
     width, height = size
     comment = "; ".join(f"{name}: {value}" for name, value in about.items() if name != "title")
     texts = {"title": about.get("title", ""), "comment": comment}
-    metadata = [word for name, text in texts.items() if text for word in ("-metadata", f"{name}={text}")]
+    texts = {name: cut(text, LONGEST_TEXT) for name, text in texts.items() if text}
+    metadata = [word for name, text in texts.items() for word in ("-metadata", f"{name}={text}")]
     return [
         *(_ffmpeg(), "-hide_banner", "-loglevel", "error", "-y"),
         *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-framerate", f"{fps}"),

@@ -255,3 +255,10 @@ def test_pictures_must_be_there_and_of_one_size(tmp_path, ending):
     with pytest.raises(InputError, match="frame 2 is 32 x 34 pixels and the first is 32 x 32"):
         video.write_video(mixed, tmp_path / f"a{ending}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_mp4_of_many_seeds_says_as_much_as_fits(tmp_path):
+    seeds = ",".join(map(str, range(100_000)))
+    written = video.write_video(frames(2), tmp_path / "a.mp4", 30, about={"model": "tiny", "seeds": seeds})
+    data = written.path.read_bytes()
+    assert b"seeds: 0,1,2," in data and b"99998,99999" in data and len(seeds) > 500_000 > len(data)
