@@ -74,6 +74,14 @@ def test_load_from_the_hub(hub, shell):
         shell("-c", code + "\npipe([0])")
 
 
+def test_links_and_pictures_are_in_the_repository():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#\s]+)", text)
+    inside = [target for target in targets if not re.match(r"[a-z]+:", target)]
+    assert len(inside) > 10
+    assert [target for target in inside if not (ROOT / target).exists()] == []
+
+
 FEWER = {
     "--frames 120": "--frames 4",
     "--frames 90": "--frames 3",
