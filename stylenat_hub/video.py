@@ -23,7 +23,7 @@ import numpy as np
 import PIL.Image
 from PIL import features
 
-from stylenat_hub.errors import InputError, cut, cut
+from stylenat_hub.errors import InputError, cut
 from stylenat_hub.files import check_writable, user_path, whole_file
 from stylenat_hub.signals import held
 
