@@ -168,6 +168,8 @@ def test_coordinates_make_styles_of_seeds_standard(generator):
         ({"seed": -1}, "seed is -1"),
         ({"starts": 5000}, "starts is 5000"),
         ({"noise": -1.0}, "noise is -1.0"),
+        ({"noise": "a"}, "noise is 'a'; allowed: a finite number, 0 or more"),
+        ({"feature_weight": None}, "feature_weight is None"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"features": "vgg"}, "no features 'vgg'; allowed: pixels, lpips"),
         ({"target": torch.zeros(3, 16, 16)}, "needs [3, 32, 32]"),
@@ -182,10 +184,34 @@ def test_what_is_out_of_range_is_said(generator, options, says):
     assert says in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"steps": -1}, "steps is -1; allowed: a whole number from 0 to 100,000"),
+        ({"seed": "x"}, "seed is 'x'; allowed: a whole number"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; allowed: a finite number, 0 or more"),
+        ({"locality": "much"}, "locality is 'much'"),
+    ],
+)
+def test_what_tuning_does_not_take_is_said(generator, options, says):
+    ws = generator.w_avg.expand(1, generator.num_ws, -1)
+    with pytest.raises(InputError) as raised:
+        tune(generator, ws, torch.zeros(3, 32, 32), **{"steps": 1, **options})
+    assert says in str(raised.value)
+
+
+def test_whole_numbers_of_numpy_are_whole(generator):
+    one, target = np.int64(1), torch.zeros(3, 32, 32)
+    found = project(generator, target, steps=one, seed=one, starts=one, features="pixels")
+    same = project(generator, target, steps=1, seed=1, starts=1, features="pixels")
+    assert torch.equal(found.ws, same.ws)
+    assert tune(generator, found.ws, target, one, seed=one, features="pixels").num_ws == generator.num_ws
+
+
 def test_hit_has_no_styles_by_level():
     hit = tiny_generator("hit")
     with pytest.raises(InputError, match="one style for the whole picture; use the space w"):
-        project(hit, torch.zeros(3, 32, 32))
+        project(hit, torch.zeros(3, 32, 32), space="w+")
 
 
 def test_other_types_and_broken_weights(generator):

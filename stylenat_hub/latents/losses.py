@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from stylenat_hub.errors import InputError
+from stylenat_hub.latents.checks import not_negative
 from stylenat_hub.metrics.features import KNOWN_EXTRACTORS, load_extractor
 
 Loss = Callable[[torch.Tensor], torch.Tensor]
@@ -98,6 +99,7 @@ def picture_loss(
         InputError: an unknown name, an extractor without gradients, or a package that is not installed.
         WeightsError: the extractor's weights are missing or damaged.
     """
+    weight = not_negative("feature_weight", weight)
     if features == "pixels":
         return lambda target: _sum([(PIXELS, pixel_loss(target))])
     make = _lpips(device) if features == "lpips" else _extracted(features, device)
@@ -108,12 +110,17 @@ def _sum(terms: Sequence[tuple[float, Loss]]) -> Loss:
     return lambda images: sum(weight * loss(images) for weight, loss in terms)
 
 
-def _extracted(features: Any, device: str | torch.device) -> Maker:
-    if isinstance(features, str) and features not in KNOWN_EXTRACTORS and ":" not in features:
+def check_features(features: Any) -> None:
+    """Raise `InputError` for a name that no features have. Nothing is loaded."""
+    known = ("pixels", "lpips", *KNOWN_EXTRACTORS)
+    if isinstance(features, str) and features not in known and ":" not in features:
         raise InputError(
-            f"there are no features {features!r}; allowed: pixels, lpips, {', '.join(KNOWN_EXTRACTORS)}, or "
-            "module:attr for your own"
+            f"there are no features {features!r}; allowed: {', '.join(known)}, or module:attr for your own"
         )
+
+
+def _extracted(features: Any, device: str | torch.device) -> Maker:
+    check_features(features)
     extractor = load_extractor(features, device=device)
     return lambda target: feature_loss(extractor.differentiable, target)
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from stylenat_hub.errors import InputError
+from stylenat_hub.latents.checks import not_negative, whole
 from stylenat_hub.latents.losses import FEATURES, Loss, picture_loss
 from stylenat_hub.models.base import Generator
 
@@ -81,7 +82,7 @@ def project(
     generator: Generator,
     target: torch.Tensor,
     *,
-    space: str = "w+",
+    space: str | None = None,
     steps: int = STEPS,
     seed: int = 0,
     features: Any = "random-conv",
@@ -95,12 +96,12 @@ def project(
     """The styles whose pictures are nearest to the targets. The generator is left as it was.
 
     target: [3, R, R] or [B, 3, R, R], RGB, uint8 or float in [0, 1]. space: "w", one style for all levels, or
-    "w+", a style for each. steps: of Adam. seed: of the latents that the statistics are estimated from and of
-    the noise; the same seed gives the same result. features, feature_weight: see `latents.losses`. starts:
-    the search begins at w_avg and, of so many seeded styles half-way to it, at the one with the nearest
-    picture; after a tenth of the steps the better goes on. 0: at w_avg alone. noise: standard deviation of
-    noise on v at the start, falling to 0; 0: none. prior: weight of the mean square of v. callback: called at
-    each step.
+    "w+", a style for each; None: see `default_space`. steps: of Adam. seed: of the latents that the
+    statistics are estimated from and of the noise; the same seed gives the same result. features,
+    feature_weight: see `latents.losses`. starts: the search begins at w_avg and, of so many seeded styles
+    half-way to it, at the one with the nearest picture; after a tenth of the steps the better goes on. 0: at
+    w_avg alone. noise: standard deviation of noise on v at the start, falling to 0; 0: none. prior: weight of
+    the mean square of v. callback: called at each step.
 
     The step whose picture was nearest is what is found. Pictures are independent of each other, but for
     rounding, which many steps make larger.
@@ -110,13 +111,22 @@ def project(
             float32, or a loss that is no longer finite.
         WeightsError: the features' weights are missing or damaged.
     """
-    options = _Options(space, steps, seed, starts, noise, learning_rate, prior)
-    _check(generator, options)
+    space = default_space(generator) if space is None else space
+    _check(generator, space)
+    options = _Options(
+        space=space,
+        steps=whole("steps", steps, 1, MAX_STEPS),
+        seed=whole("seed", seed, 0, 2**32 - 1),
+        starts=whole("starts", starts, 0, STATISTICS),
+        noise=not_negative("noise", noise),
+        learning_rate=not_negative("learning_rate", learning_rate),
+        prior=not_negative("prior", prior),
+    )
     weight = next(generator.parameters())
     goal = check_target(generator, target).to(weight.device)
     make = picture_loss(features, weight=feature_weight, device=weight.device)
     with frozen(generator), torch.enable_grad():
-        coordinates = _Coordinates(generator, seed, starts)
+        coordinates = _Coordinates(generator, options.seed, options.starts)
         ws, losses = _Search(generator, coordinates, make, goal, options).run(callback)
         images = drawn(generator, ws)
     return Projection(ws.cpu(), losses.cpu(), psnr(images, _eight_bit(goal).cpu()), images)
@@ -340,21 +350,18 @@ def check_target(generator: Generator, target: torch.Tensor) -> torch.Tensor:
     return images
 
 
-def _check(generator: Generator, options: _Options) -> None:
-    if options.space not in SPACES:
-        raise InputError(f"space is {options.space!r}; allowed: {', '.join(SPACES)}")
-    if options.space == "w+" and generator.num_ws == 1:
+def default_space(generator: Generator) -> str:
+    """`w+`, or `w` where there is one style for the whole picture, as in HiT."""
+    return "w+" if generator.num_ws > 1 else "w"
+
+
+def _check(generator: Generator, space: str) -> None:
+    if space not in SPACES:
+        raise InputError(f"space is {space!r}; allowed: {', '.join(SPACES)}")
+    if space == "w+" and generator.num_ws == 1:
         raise InputError(
             f"the space w+ has a style for each level, and a {type(generator).__name__} has one style for "
             "the whole picture; use the space w (--space w)"
         )
     if generator.dtype != torch.float32:
         raise InputError(f"the model is in {generator.dtype}; projection needs it in float32")
-    for name, least, most in (("steps", 1, MAX_STEPS), ("seed", 0, 2**32 - 1), ("starts", 0, STATISTICS)):
-        value = getattr(options, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise InputError(f"{name} is {value!r}; allowed: a whole number from {least} to {most}")
-    for name in ("noise", "learning_rate", "prior"):
-        value = getattr(options, name)
-        if not 0 <= value < math.inf:
-            raise InputError(f"{name} is {value!r}; allowed: a finite number, 0 or more")

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 
 from stylenat_hub.errors import InputError
+from stylenat_hub.latents.checks import not_negative, whole
 from stylenat_hub.latents.losses import FEATURES, picture_loss
 from stylenat_hub.latents.projection import check_target, frozen, rgb
 from stylenat_hub.models.base import Generator
 
 LEARNING_RATE = 3e-4  # of Adam, theirs
 LOCALITY = 0.1  # weight of the pictures around the pivot, theirs
+MAX_TUNING = 100_000  # steps
 AWAY = 0.5  # share of the way from the pivot to a random style
 
 
@@ -46,8 +48,9 @@ def tune(
 
     Raises `InputError`: an argument out of its range, or a loss that is no longer finite; see `project`.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 0 <= steps <= 100_000:
-        raise InputError(f"steps is {steps!r}; allowed: a whole number from 0 to 100000")
+    steps = whole("steps", steps, 0, MAX_TUNING)
+    seed = whole("seed", seed, 0, 2**32 - 1)
+    learning_rate, locality = not_negative("learning_rate", learning_rate), not_negative("locality", locality)
     if generator.dtype != torch.float32:
         raise InputError(f"the model is in {generator.dtype}; tuning needs it in float32")
     generator.check_styles(ws)
