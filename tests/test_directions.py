@@ -190,7 +190,7 @@ def test_what_cannot_be_found(models, family):
     model = models[family]
     for count in (0, model.w_dim + 1, 2.0, True):
         for find in FINDERS.values():
-            with pytest.raises(InputError, match=f"allowed: 1 to {model.w_dim}"):
+            with pytest.raises(InputError, match=f"allowed: a whole number from 1 to {model.w_dim}"):
                 find(model, count)
     with pytest.raises(InputError, match="latents is"):
         principal(model, 1, latents=model.w_dim)
@@ -326,7 +326,7 @@ def test_a_folder_with_something_in_it_is_kept(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("--top", 200), 1, "allowed: 1 to 128"),
+        (("--top", 200), 1, "allowed: a whole number from 1 to 128"),
         (("--levels", "64"), 1, "no level of 64 px"),
         (("--name", "sefa-9=x"), 1, "no direction 'sefa-9'"),
         (("--name", "sefa-1"), 2, "no OLD=NEW"),

@@ -11,13 +11,15 @@ from __future__ import annotations
 import torch
 
 from stylenat_hub.errors import InputError
+from stylenat_hub.latents.checks import whole
+from stylenat_hub.latents.seeded import seeded_styles
 from stylenat_hub.models.base import MEAN_LATENTS, MEAN_SEED, Generator
 
 MAX_CENTERS = 1_024
 MAX_LATENTS = 200_000  # 400 MB of styles at w_dim 512
 STARTS = 3  # k-means ends where it began to look: the best of a few beginnings counts
 MAX_PASSES = 100
-_BATCH = 1_000  # latents mapped at a time
+_BATCH = 1_000  # styles added at a time
 _PART = 1 << 22  # distances held at a time
 
 
@@ -39,10 +41,12 @@ def style_centers(
             f"centres are clusters of styles, and a {type(generator).__name__} has none: its styles are the "
             "latents, one Gaussian around 0; truncate to the mean, or use a StyleNAT or StyleSwin model"
         )
-    _check_whole("seed", seed, 0, 2**32 - 1)
-    _check_whole("latents", latents, 1, MAX_LATENTS)
-    _check_whole("the number of centres", count, 1, min(MAX_CENTERS, latents))
-    styles = _styles(generator, latents, seed)
+    seed = whole("seed", seed, 0, 2**32 - 1)
+    latents = whole("latents", latents, 1, MAX_LATENTS)
+    count = whole("the number of centres", count, 1, min(MAX_CENTERS, latents))
+    styles = torch.empty(latents, generator.w_dim)  # filled in place: there may be 400 MB of them
+    for part, some in zip(styles.split(_BATCH), seeded_styles(generator, latents, seed), strict=True):
+        part.copy_(some)
     mean = styles.double().mean(0)
     styles -= mean.float()  # around 0 the distances below lose no digits
     source = torch.Generator().manual_seed(seed)
@@ -50,25 +54,6 @@ def style_centers(
     _, centers, places = min(found, key=lambda one: one[0])
     order = torch.bincount(places, minlength=count).argsort(descending=True, stable=True)
     return (centers[order] + mean).float().to(generator.w_avg.device)
-
-
-def _check_whole(what: str, value: int, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise InputError(f"{what} is {value!r}; allowed: a whole number from {least} to {most:,}")
-
-
-def _styles(generator: Generator, latents: int, seed: int) -> torch.Tensor:
-    """Styles [n, D] of seeded latents, float32 on the CPU; the same latents as `estimate_w_avg` has."""
-    source = torch.Generator().manual_seed(seed)
-    styles = torch.empty(latents, generator.w_dim)
-    for part in styles.split(_BATCH):
-        z = torch.randn(len(part), generator.z_dim, generator=source)
-        part.copy_(generator.mapping(z.to(generator.w_avg.device, generator.dtype))[:, 0])
-    if not torch.isfinite(styles).all():
-        raise InputError(
-            f"the model's styles in {generator.dtype} hold NaN or infinity; use dtype float32 or bfloat16"
-        )
-    return styles
 
 
 def _spread(styles: torch.Tensor, count: int, source: torch.Generator) -> torch.Tensor:

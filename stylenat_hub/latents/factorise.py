@@ -9,12 +9,13 @@ from __future__ import annotations
 import torch
 
 from stylenat_hub.errors import InputError
+from stylenat_hub.latents.checks import whole
 from stylenat_hub.latents.directions import Directions, weights_of
 from stylenat_hub.latents.levels import styles_at
+from stylenat_hub.latents.seeded import seeded_styles
 from stylenat_hub.models.base import MEAN_LATENTS, MEAN_SEED, Generator
 
 MAX_LATENTS = 10_000_000
-_BATCH = 1_000
 
 
 def closed_form(generator: Generator, count: int, levels: str = "all") -> Directions:
@@ -30,10 +31,10 @@ def closed_form(generator: Generator, count: int, levels: str = "all") -> Direct
 
     Raises `InputError`: a count or levels that the model does not have, weights that are not finite.
     """
-    _check_count(count, generator)
+    count = _checked_count(count, generator)
     styles = styles_at(generator, levels)
     rows = torch.cat(
-        [weight.detach().double().cpu() for number, weight in generator.style_layers() if number in styles]
+        [weight.detach().cpu().double() for number, weight in generator.style_layers() if number in styles]
     )
     rows = torch.nn.functional.normalize(rows, dim=1)  # a row of zeros stays one
     vectors = _eigenvectors(rows.T @ rows)[:count]
@@ -53,14 +54,14 @@ def principal(
     Raises `InputError`: a number out of its range, or a model without a w space (HiT): its latents are as
     likely in every direction, so that they have no principal one.
     """
-    _check_count(count, generator)
+    count = _checked_count(count, generator)
     if generator.styles_are_latents:
         raise InputError(
             f"a {type(generator).__name__} has no w space: its styles are the latents, which vary alike in "
             "every direction, so there are no principal ones; use the method sefa (closed_form)"
         )
-    if type(latents) is not int or not generator.w_dim < latents <= MAX_LATENTS:
-        raise InputError(f"latents is {latents!r}; allowed: {generator.w_dim + 1} to {MAX_LATENTS:,}")
+    latents = whole("latents", latents, generator.w_dim + 1, MAX_LATENTS)
+    seed = whole("seed", seed, 0, 2**32 - 1)
     styles_at(generator, levels)
     covariance = style_covariance(generator, latents, seed)
     vectors = _eigenvectors(covariance)[:count]
@@ -68,24 +69,17 @@ def principal(
     return found.described(latents=str(latents), seed=str(seed))
 
 
-@torch.no_grad()
 def style_covariance(generator: Generator, latents: int, seed: int) -> torch.Tensor:
     """The covariance [D, D] of the styles of so many latents, in float64; where styles are latents, the
-    known one. Raises `InputError` if it is not finite."""
+    known one. Raises `InputError` where styles are not finite."""
     if generator.styles_are_latents:
         return torch.eye(generator.w_dim, dtype=torch.float64)
-    source = torch.Generator().manual_seed(seed)
     sum_, products = torch.zeros(generator.w_dim).double(), torch.zeros(generator.w_dim).double().diag()
-    for start in range(0, latents, _BATCH):
-        z = torch.randn(min(_BATCH, latents - start), generator.z_dim, generator=source)
-        w = generator.mapping(z.to(generator.w_avg.device, generator.dtype))[:, 0].double().cpu()
+    for w in seeded_styles(generator, latents, seed):
         sum_ += w.sum(0)
         products += w.T @ w
     mean = sum_ / latents
-    covariance = products / latents - mean.outer(mean)
-    if not torch.isfinite(covariance).all():
-        raise InputError(f"the styles of this model in {generator.dtype} hold NaN or infinity; use float32")
-    return covariance
+    return products / latents - mean.outer(mean)
 
 
 def _eigenvectors(matrix: torch.Tensor) -> torch.Tensor:
@@ -116,6 +110,5 @@ def _directions(
     )
 
 
-def _check_count(count: int, generator: Generator) -> None:
-    if type(count) is not int or not 1 <= count <= generator.w_dim:
-        raise InputError(f"{count!r} directions are asked for; allowed: 1 to {generator.w_dim}, its w_dim")
+def _checked_count(count: int, generator: Generator) -> int:
+    return whole("the number of directions", count, 1, generator.w_dim)

@@ -18,7 +18,8 @@ from stylenat_hub.files import check_folder, user_path, whole_folder
 from stylenat_hub.latents.checks import whole
 from stylenat_hub.latents.comparison import Way, beside, comparison, to_tensor
 from stylenat_hub.latents.losses import check_features
-from stylenat_hub.latents.projection import MAX_STEPS, SPACES, STEPS, Progress, default_space, project, psnr
+from stylenat_hub.latents.pictured import psnr
+from stylenat_hub.latents.projection import MAX_STEPS, SPACES, STEPS, Progress, default_space, project
 from stylenat_hub.latents.styles import save_styles
 from stylenat_hub.latents.tuning import MAX_TUNING, tune
 from stylenat_hub.pictures import write_picture

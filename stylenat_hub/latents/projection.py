@@ -12,9 +12,8 @@ Legend: B pictures, R their side, n styles of a picture (`num_ws`), d their dime
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,8 @@ import torch
 from stylenat_hub.errors import InputError
 from stylenat_hub.latents.checks import not_negative, whole
 from stylenat_hub.latents.losses import FEATURES, Loss, picture_loss
+from stylenat_hub.latents.pictured import check_target, drawn, eight_bit, frozen, psnr, rgb
+from stylenat_hub.latents.seeded import seeded_styles
 from stylenat_hub.models.base import Generator
 
 SPACES = ("w", "w+")
@@ -129,7 +130,7 @@ def project(
         coordinates = _Coordinates(generator, options.seed, options.starts)
         ws, losses = _Search(generator, coordinates, make, goal, options).run(callback)
         images = drawn(generator, ws)
-    return Projection(ws.cpu(), losses.cpu(), psnr(images, _eight_bit(goal).cpu()), images)
+    return Projection(ws.cpu(), losses.cpu(), psnr(images, eight_bit(goal).cpu()), images)
 
 
 class _Coordinates:
@@ -137,14 +138,13 @@ class _Coordinates:
 
     def __init__(self, generator: Generator, seed: int, starts: int) -> None:
         weight = next(generator.parameters())
-        z = torch.randn(STATISTICS, generator.z_dim, generator=torch.Generator().manual_seed(seed))
-        known = torch.isfinite(generator.w_avg).all()
+        w = torch.cat(list(seeded_styles(generator, STATISTICS, seed)))
+        known, w_avg = torch.isfinite(generator.w_avg).all(), generator.w_avg.cpu().double()
         if generator.styles_are_latents:
-            mean, axes, v = torch.zeros(generator.w_dim), torch.eye(generator.w_dim), z[:starts]
-            mean = generator.w_avg.cpu() if known else mean
+            mean = w_avg if known else torch.zeros_like(w_avg)
+            axes, v = torch.eye(generator.w_dim), w[:starts]
         else:
-            w = _mapped(generator, z)
-            mean = generator.w_avg.double().cpu() if known else w.mean(dim=0)
+            mean = w_avg if known else w.mean(dim=0)
             axes, back = _whitening(w - mean)
             v = (w[:starts] - mean) @ back
         v = torch.cat([torch.zeros(1, len(mean)), HALF_WAY * v])
@@ -153,13 +153,6 @@ class _Coordinates:
     def styles(self, v: torch.Tensor) -> torch.Tensor:
         """[..., d] -> [..., d]."""
         return self.mean + v @ self.axes
-
-
-@torch.no_grad()
-def _mapped(generator: Generator, z: torch.Tensor) -> torch.Tensor:
-    """The styles [latents, d] of latents, in float64 on the CPU."""
-    device = next(generator.parameters()).device
-    return torch.cat([generator.mapping(part.to(device))[:, 0] for part in z.split(256)]).double().cpu()
 
 
 def _whitening(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,7 +180,8 @@ class _Search:
         self.chance = torch.Generator().manual_seed(options.seed)
         shape = (len(goal), generator.num_ws, generator.w_dim)
         self.best = torch.full((len(goal),), math.inf, device=goal.device)
-        self.best_ws, self.best_psnr = torch.zeros(shape, device=goal.device), self.best.double()
+        self.best_ws = torch.zeros(shape, device=goal.device)
+        self.best_psnr = torch.full((len(goal),), math.inf, dtype=torch.float64)  # on the CPU, as of `psnr`
         common = self._starts()
         self.rows = common.shape[1]
         deviation = torch.zeros(len(goal) * self.rows, *shape[1:], device=goal.device)
@@ -214,7 +208,7 @@ class _Search:
         free = [v for v in (self.common, self.deviation) if v.requires_grad]
         self.adam = torch.optim.Adam(free, lr=self.options.learning_rate)
         goals = self.goal.repeat_interleave(self.rows, dim=0)
-        self.loss, self.wanted = self.make(goals), _eight_bit(goals)
+        self.loss, self.wanted = self.make(goals), eight_bit(goals)
         self.nearest = torch.full((len(goals),), math.inf, device=goals.device)
 
     def _choose(self) -> None:
@@ -268,13 +262,19 @@ class _Search:
     @torch.no_grad()
     def _keep(self, step: int, ws: torch.Tensor, loss: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """Remember what is nearer than all before; returns the lowest losses [B] so far."""
-        if not torch.isfinite(loss).all():
+        finite = bool(torch.isfinite(loss).all())
+        if not finite and step == 0:
+            raise InputError(
+                "pictures of this model, or their features, hold NaN or infinity; load its weights again, or "
+                "use other features"
+            )
+        if not finite:
             raise InputError(
                 f"the loss is no longer finite at step {step}; use a smaller learning rate than "
                 f"{self.options.learning_rate}, or other features"
             )
         self.nearest = torch.minimum(self.nearest, loss)
-        near = psnr(_eight_bit(images), self.wanted)
+        near = psnr(eight_bit(images), self.wanted)
         for picture, rows in enumerate(loss.view(-1, self.rows)):
             row = picture * self.rows + int(rows.argmin())
             if loss[row] < self.best[picture]:
@@ -289,65 +289,6 @@ def ramp(share: float) -> float:
     up = min(1.0, (share + 1e-2) / RAMP_UP)
     down = min(1.0, (1 - share) / RAMP_DOWN)
     return up * (0.5 - 0.5 * math.cos(math.pi * down))
-
-
-def psnr(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio [B] in dB of pictures uint8 [B, 3, H, W]: 10 log10(255^2 / MSE)."""
-    error = (one.double() - other.double()).square().mean(dim=(1, 2, 3))
-    return 10 * torch.log10(255**2 / error)
-
-
-def rgb(generator: Generator, images: torch.Tensor) -> torch.Tensor:
-    """What a network returned, as RGB in [0, 1]: `to_rgb01`, but gradients pass where it is cut off. So a
-    pixel that is beyond white may stay there where the target is white, and comes back elsewhere."""
-    mean, std = (
-        images.new_tensor(generator.config[name]).view(3, 1, 1) for name in ("image_mean", "image_std")
-    )
-    whole = images * std + mean
-    return whole + (whole.clamp(0, 1) - whole).detach()
-
-
-def _eight_bit(images: torch.Tensor) -> torch.Tensor:
-    return (images.detach().clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-@torch.no_grad()
-def drawn(generator: Generator, ws: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, 3, R, R] on the CPU of styles [B, n, d], one by one as the pipeline draws them on a CPU."""
-    images = [generator.to_rgb01(generator.synthesis(one)) for one in ws.split(1)]
-    return _eight_bit(torch.cat(images)).cpu()
-
-
-@contextlib.contextmanager
-def frozen(generator: Generator) -> Iterator[None]:
-    """In evaluation mode and without gradients of the weights inside; as before afterwards."""
-    modes = [(module, module.training) for module in generator.modules()]
-    learning = [parameter for parameter in generator.parameters() if parameter.requires_grad]
-    try:
-        generator.eval().requires_grad_(False)
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter in learning:
-            parameter.requires_grad_()
-
-
-def check_target(generator: Generator, target: torch.Tensor) -> torch.Tensor:
-    """The target as float32 [B, 3, R, R] in [0, 1]. Raises `InputError` unless it is one."""
-    side = generator.resolution
-    if not isinstance(target, torch.Tensor):
-        raise InputError(f"the target is a {type(target).__name__}; allowed: a tensor [B, 3, {side}, {side}]")
-    images = target[None] if target.dim() == 3 else target
-    if images.dim() != 4 or images.shape[1:] != (3, side, side) or len(images) == 0:
-        raise InputError(
-            f"the target is {list(target.shape)}; this model needs [3, {side}, {side}] or [B, 3, {side}, "
-            f"{side}]: `photos.open_photo` brings any picture there"
-        )
-    images = images.float() / 255 if images.dtype == torch.uint8 else images.detach().float()
-    if not torch.isfinite(images).all() or images.min() < 0 or images.max() > 1:
-        raise InputError("the target has values outside 0 to 1; allowed: RGB in [0, 1], or uint8")
-    return images
 
 
 def default_space(generator: Generator) -> str:

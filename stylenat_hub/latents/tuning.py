@@ -18,7 +18,7 @@ import torch
 from stylenat_hub.errors import InputError
 from stylenat_hub.latents.checks import not_negative, whole
 from stylenat_hub.latents.losses import FEATURES, picture_loss
-from stylenat_hub.latents.projection import check_target, frozen, rgb
+from stylenat_hub.latents.pictured import check_target, frozen, rgb
 from stylenat_hub.models.base import Generator
 
 LEARNING_RATE = 3e-4  # of Adam, theirs

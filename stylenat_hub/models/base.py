@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -326,9 +326,13 @@ class Generator(ZooModel):
 
     def to_rgb01(self, images: torch.Tensor) -> torch.Tensor:
         """The network's images [B, 3, H, W] as RGB in [0, 1], out of place."""
+        return self.unclamped_rgb(images).clamp(0, 1)
+
+    def unclamped_rgb(self, images: torch.Tensor) -> torch.Tensor:
+        """As `to_rgb01`, but not cut off: values below 0 and above 1 stay."""
         mean = images.new_tensor(self.config["image_mean"]).view(3, 1, 1)
         std = images.new_tensor(self.config["image_std"]).view(3, 1, 1)
-        return (images * std + mean).clamp(0, 1)
+        return images * std + mean
 
     def statistics(self) -> list[torch.Tensor]:
         """The buffers that a pass in training mode moves and eval mode uses: those of batch norm; here none.
@@ -341,12 +345,9 @@ class Generator(ZooModel):
     def estimate_w_avg(self, latents: int = MEAN_LATENTS, seed: int = MEAN_SEED) -> int:
         """Fill `w_avg` with the mean style of `latents` latents of one seed, summed in float64; returns how
         many were drawn (none by a family that knows its mean)."""
-        source = torch.Generator().manual_seed(seed)
         total = torch.zeros(self.w_dim, dtype=torch.float64)
-        for start in range(0, latents, _MEAN_BATCH):
-            z = torch.randn(min(_MEAN_BATCH, latents - start), self.z_dim, generator=source)
-            styles = self.mapping(z.to(self.w_avg.device, self.w_avg.dtype))
-            total += styles[:, 0].double().sum(0).cpu()
+        for styles in mapped_seed(self, latents, seed):
+            total += styles.sum(0)
         self.w_avg.copy_(total / latents)
         return latents
 
@@ -365,6 +366,17 @@ class Generator(ZooModel):
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(block, *args)
         return block(*args)
+
+
+@torch.no_grad()
+def mapped_seed(generator: Generator, latents: int, seed: int) -> Iterator[torch.Tensor]:
+    """The styles of so many latents of one seed, in batches [some, w_dim] of float64 on the CPU (not every
+    device computes in float64). Nothing is checked."""
+    source = torch.Generator().manual_seed(seed)
+    for start in range(0, latents, _MEAN_BATCH):
+        z = torch.randn(min(_MEAN_BATCH, latents - start), generator.z_dim, generator=source)
+        styles = generator.mapping(z.to(generator.w_avg.device, generator.w_avg.dtype))
+        yield styles[:, 0].cpu().double()
 
 
 def _nearest(ws: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
