@@ -10,7 +10,7 @@ import typer
 
 from stylenat_hub.cli_models import Model, builtin_model, load_pipeline, software
 from stylenat_hub.errors import InputError
-from stylenat_hub.options import Device, Dtype, Namespace, Revision, Variant, finite_number, parse_path
+from stylenat_hub.options import Device, Dtype, Namespace, Revision, Truncation, Variant, parse_path
 
 _NUMBER = r"\s*([0-9]*\.?[0-9]+|[0-9]+\.)\s*"
 
@@ -42,7 +42,7 @@ def attention(
         Path | None,
         typer.Option(parser=parse_path, metavar="FILE", help="Instead of --seed: what `project` wrote."),
     ] = None,
-    truncation: Annotated[float, typer.Option(callback=finite_number, help="As for generate.")] = 1.0,
+    truncation: Truncation = 1.0,
     cutoff: Annotated[int | None, typer.Option(min=0, help="As for generate.")] = None,
     level: Annotated[
         Any,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from stylenat_hub.cli_models import Model, builtin_model, load_pipeline, software
+from stylenat_hub.errors import shown
 from stylenat_hub.options import Device, Namespace, Revision, Variant, parse_path
 
 FAR = 15.0  # dB; below, it is another picture
@@ -70,7 +71,7 @@ def project(
     label = {"version": software()}
     written = write_projection(pipeline, photo, output, label=label, notice=notice, **options)
     tuned = "" if written.tuned_psnr is None else f", tuned {written.tuned_psnr:.1f} dB"
-    typer.echo(f"{photo.name}: PSNR {written.psnr:.1f} dB{tuned}, in {output}")
+    typer.echo(f"{shown(photo.name)}: PSNR {written.psnr:.1f} dB{tuned}, in {output}")
     if written.psnr < FAR:
         typer.echo(
             f"below {FAR:.0f} dB it is another picture: more --steps may help, or the model cannot draw it"

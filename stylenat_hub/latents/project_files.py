@@ -151,7 +151,8 @@ def write_projection(
     about = {"model": pipeline.model_name or "unnamed", "photo": photo.name, **(label or {})}
     about |= {name: str(value) for name, value in asked.items()} | {"psnr": f"{drawn[0].psnr:.2f}"}
     with whole_folder(folder, overwrite=WRITTEN if overwrite else None, inputs=[photo]) as temporary:
-        save_styles(temporary / "w.safetensors", ws, about)
+        generators = [each.generator for each in (pipeline, tuned) if each]
+        save_styles(temporary / "w.safetensors", ws, about, generators)
         _write_pictures(temporary, target, drawn, about)
         _write_frames(temporary / "frames", pipeline, way, frames, about)
         if tuned:
