@@ -205,16 +205,19 @@ class GANPipeline(DiffusionPipeline):
         truncation = (truncation_psi, truncation_cutoff, truncation_centers)
         return torch.cat([self.generator.truncate(self.generator.mapping(p), *truncation) for p in parts])
 
-    def draw(self, ws: torch.Tensor, *, batch_size: int = 8, output_type: str = "pil") -> Any:
+    def draw(
+        self, ws: torch.Tensor, *, batch_size: int = 8, output_type: str = "pil", px: int | None = None
+    ) -> Any:
         """The pictures of styles [n, num_ws, w_dim], as `output_type` says (see `GANPipelineOutput`).
 
+        px: smaller ones, sooner, see `Generator.preview`; default: at full size.
         Raises `InputError`: styles of another shape or with values that are not finite; see `__call__`.
         """
         check_drawing(batch_size, output_type)
         self.generator.check_styles(ws)
         if not torch.isfinite(ws).all():
             raise InputError("the styles hold NaN or infinity; allowed: finite numbers")
-        return _joined([_converted(self._paint(part), output_type) for part in ws.split(batch_size)])
+        return _joined([_converted(self._paint(part, px), output_type) for part in ws.split(batch_size)])
 
     def _probe(self) -> torch.Tensor:
         """Any styles at all, to have truncation's arguments checked before work starts."""
@@ -254,12 +257,13 @@ class GANPipeline(DiffusionPipeline):
         return self._paint(ws)
 
     @torch.no_grad()
-    def _paint(self, ws: torch.Tensor) -> torch.Tensor:
-        """The same of a batch of styles."""
+    def _paint(self, ws: torch.Tensor, px: int | None = None) -> torch.Tensor:
+        """The same of a batch of styles; px: see `draw`."""
         device, dtype = self._execution_device, self.generator.dtype
         ws = ws.to(device=device, dtype=dtype)
         parts = ws.split(1) if device.type == "cpu" else [ws]
-        images = torch.cat([self.generator.synthesis(part) for part in parts])
+        paint = self.generator.synthesis if px is None else lambda part: self.generator.preview(part, px)
+        images = torch.cat([paint(part) for part in parts])
         if not torch.isfinite(images).all():
             other = "use styles, strengths or a truncation closer to 0"  # bfloat16 reaches as far as float32
             helps = "use dtype float32 or bfloat16" if dtype == torch.float16 else other

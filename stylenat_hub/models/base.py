@@ -250,6 +250,15 @@ class Generator(ZooModel):
         """Styles [B, num_ws, w_dim] -> images [B, 3, R, R], normalised as the network was trained."""
         raise NotImplementedError
 
+    def preview(self, ws: torch.Tensor, px: int) -> torch.Tensor:
+        """Styles [B, num_ws, w_dim] -> the picture as it is after the first levels, quicker than `synthesis`.
+
+        [B, 3, P, P], normalised alike; P is the smallest side from `px` on at which the network paints. At
+        the model's resolution it is what `synthesis` returns. Raises `InputError`: px out of its range.
+        """
+        self.check_preview(px)
+        return self.synthesis(ws)  # of a family that paints nothing on the way
+
     def forward(
         self,
         z: torch.Tensor,
@@ -285,6 +294,12 @@ class Generator(ZooModel):
                 f"ws has the shape {tuple(ws.shape)}; this model needs [batch, {self.num_ws}, {self.w_dim}], "
                 "at least one"
             )
+
+    def check_preview(self, px: int) -> int:
+        """px, if it is from 1 to the resolution; for `preview` to call. Raises `InputError`."""
+        if isinstance(px, bool) or not isinstance(px, int) or not 1 <= px <= self.resolution:
+            raise InputError(f"px is {px!r}; allowed: a whole number from 1 to {self.resolution}")
+        return px
 
     def truncate(
         self,

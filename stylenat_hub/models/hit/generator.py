@@ -268,10 +268,15 @@ class HiTGenerator(Generator):
         return z.unsqueeze(1)
 
     def synthesis(self, ws: torch.Tensor) -> torch.Tensor:
+        return self.preview(ws, self.resolution)
+
+    def preview(self, ws: torch.Tensor, px: int) -> torch.Tensor:
         self.check_styles(ws)
+        px = self.check_preview(px)
         z = ws[:, 0]
         x = self.stem(z).unflatten(1, (FIRST, FIRST, -1))
-        return through_stages(self.stages, x, self.embedding(z), self.run_block)
+        painting = (i for i, stage in enumerate(self.stages) if stage.to_rgb is not None and stage.size >= px)
+        return through_stages(self.stages[: next(painting) + 1], x, self.embedding(z), self.run_block)
 
     def run_block(self, block: nn.Module, *args: torch.Tensor) -> torch.Tensor:
         return super().run_block(OnceCounted(block) if self.gradient_checkpointing else block, *args)

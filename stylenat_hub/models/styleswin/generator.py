@@ -192,7 +192,11 @@ class StyleSwinGenerator(Generator):
         return self.mapping_network(z).unsqueeze(1).expand(-1, self.num_ws, -1)
 
     def synthesis(self, ws: torch.Tensor) -> torch.Tensor:
+        return self.preview(ws, self.resolution)
+
+    def preview(self, ws: torch.Tensor, px: int) -> torch.Tensor:
         self.check_styles(ws)
+        px = self.check_preview(px)
         x = self.constant.flatten(2).transpose(1, 2).expand(len(ws), -1, -1)  # [B, 16, C]
         rgb = None
         for index, (level, to_rgb) in enumerate(zip(self.levels, self.to_rgb, strict=True)):
@@ -204,4 +208,6 @@ class StyleSwinGenerator(Generator):
                 size = 2 * size
                 rgb = None if rgb is None else upsample_fir(rgb)
             rgb = to_rgb(x, size) if rgb is None else rgb + to_rgb(x, size)
+            if px <= size < self.resolution:  # at full size two levels add to the picture: not yet the last
+                break
         return rgb
