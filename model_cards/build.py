@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from huggingface_hub import EvalResult, ModelCard
 
-from model_cards.tables import measurements, model_table, original_table, speed_table
+from model_cards.tables import measurements, model_table, original_table, speed_table, speeds
 from stylenat_hub import cards, papers, signals
 from stylenat_hub.errors import InputError
 from stylenat_hub.files import whole_file
@@ -31,6 +31,7 @@ from stylenat_hub.registry import CHECKPOINTS, FAMILIES
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
+SPEEDS = HERE.parent / "spaces" / "studio" / "speeds.json"
 PICTURE = "pictures.png"
 SECTIONS = ("data", "use", "not_for", "limits", "bias", "ethics")  # of `words/data-ID.md`
 TABLES = {  # of the README, between marks of these names
@@ -50,6 +51,7 @@ def build() -> dict[Path, str]:
         if name in builtin_models():
             files[BUILTIN / name / "README.md"] = f"{card(record)}\n"
     files[README] = _with_tables(README.read_text(encoding="utf-8"))
+    files[SPEEDS] = speeds()
     return files
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from stylenat_hub.locations import status
 from stylenat_hub.models.family import Checkpoint
-from stylenat_hub.registry import CHECKPOINTS, hub_id
+from stylenat_hub.registry import CHECKPOINTS, SHAPES, hub_id
 
 HERE = Path(__file__).resolve().parent
 BENCHMARKS = HERE / "benchmarks"
@@ -72,6 +72,32 @@ def original_table() -> str:
         for software, seconds in figures.items()
     ]
     return "\n".join(rows) + "\n"
+
+
+def speeds() -> str:
+    """Seconds per picture on 2 CPU threads in float32, by checkpoint, as JSON for the Space's list of models.
+    One without a measurement of its own has that of its shape."""
+    measured = {
+        result["model"]: result["seconds"]["tiled"] / result["batch"]
+        for result in measurements()
+        if result.get("threads") == 2 and result.get("dtype") == "float32" and "model" in result
+    }
+    shapes = {name: _shape(name) for name in (*CHECKPOINTS, *measured)}
+    seconds = {
+        name: float(f"{measured[like]:.3g}")
+        for name in CHECKPOINTS
+        for like in [
+            next((m for m in (name, *measured) if m in measured and shapes[m] == shapes[name]), None)
+        ]
+        if like
+    }
+    about = "built by python -m model_cards.build from model_cards/benchmarks"
+    return json.dumps({"about": about, "seconds": seconds}, indent=2) + "\n"
+
+
+def _shape(name: str) -> tuple[str, str]:
+    family, preset = SHAPES[name]
+    return family.name, json.dumps(family.config.preset(preset).to_dict())
 
 
 def _order(result: dict[str, Any]) -> tuple[Any, ...]:

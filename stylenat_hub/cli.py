@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from stylenat_hub import (
+    cli_demo,
     cli_directions,
     cli_evaluate,
     cli_generate,
@@ -88,6 +89,7 @@ app.command()(cli_directions.directions)
 app.command()(cli_project.project)
 app.command()(cli_inside.attention)
 app.command()(cli_evaluate.evaluate)
+app.command()(cli_demo.demo)
 
 
 @app.command("list")

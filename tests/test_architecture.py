@@ -69,7 +69,7 @@ _ORDER = (
     *("cards", "push_options", "staged", "targets", "uploads", "card_checks", "publish"),
     "publish_directions",
     *("cli_models", "cli_generate", "cli_mix", "cli_interpolate", "cli_directions", "cli_project"),
-    *("cli_inside", "cli_evaluate", "cli", ""),
+    *("cli_inside", "cli_evaluate", "cli_demo", "cli", ""),
 )
 for _name in _ORDER:
     BELOW[_name] = ("", *BELOW) if _name else tuple(BELOW)

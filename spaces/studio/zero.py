@@ -1,0 +1,30 @@
+"""Hugging Face's ZeroGPU, where a GPU is lent for single calls: what draws is wrapped, elsewhere it is left alone.
+
+Its package is called `spaces`, as this project's folder is, so what counts is whether it has `GPU`. It wants to
+be imported before torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+
+def _lender() -> Callable[..., Any] | None:
+    try:
+        return getattr(importlib.import_module("spaces"), "GPU", None)
+    except ImportError:
+        return None
+
+
+LENDER = _lender()
+
+
+def on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as it is to be called: on a ZeroGPU Space with a GPU for as long as it runs.
+
+    It then runs in a process of its own: its arguments and results are pickled, it must take no lock, and
+    what it changes is lost.
+    """
+    return LENDER(function) if LENDER else function
