@@ -83,14 +83,11 @@ def speeds() -> str:
         if result.get("threads") == 2 and result.get("dtype") == "float32" and "model" in result
     }
     shapes = {name: _shape(name) for name in (*CHECKPOINTS, *measured)}
-    seconds = {
-        name: float(f"{measured[like]:.3g}")
-        for name in CHECKPOINTS
-        for like in [
-            next((m for m in (name, *measured) if m in measured and shapes[m] == shapes[name]), None)
-        ]
-        if like
-    }
+    seconds = {}
+    for name in CHECKPOINTS:
+        alike = [one for one in (name, *measured) if one in measured and shapes[one] == shapes[name]]
+        if alike:
+            seconds[name] = float(f"{measured[alike[0]]:.3g}")
     about = "built by python -m model_cards.build from model_cards/benchmarks"
     return json.dumps({"about": about, "seconds": seconds}, indent=2) + "\n"
 

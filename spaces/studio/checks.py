@@ -49,7 +49,7 @@ def seed_range(seed: Any, count: Any = 1) -> range:
     first = whole("the seed", seed, 0, MAX_SEED)
     if first + count - 1 > MAX_SEED:
         raise InputError(
-            f"{count} pictures from the seed {first:,} on would need seeds beyond {MAX_SEED:,}, the last one; "
+            f"{count} pictures from the seed {first:,} on need seeds beyond {MAX_SEED:,}, the last one; "
             "begin earlier or ask for fewer"
         )
     return range(first, first + count)

@@ -27,8 +27,8 @@ class Context:
     def on_model(
         self, fn: Callable[[str], Any], outputs: list[Any], then: dict[str, Any] | None = None
     ) -> None:
-        """Have `fn(name)` called, and its outputs shown, whenever another model is in use. then: the arguments
-        of an event (fn, inputs, outputs) that follows it."""
+        """Have `fn(name)` called, and its outputs shown, whenever another model is in use. then: the
+        arguments of an event (fn, inputs, outputs) that follows it."""
         self.followers.append((fn, outputs, then))
 
     def on_load(self, fn: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:

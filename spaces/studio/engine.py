@@ -1,4 +1,4 @@
-"""What the page does, without a page: models, pictures, previews, files. Tabs call this and nothing below it."""
+"""What the page does, without a page: models, pictures, previews, files. Tabs call this, nothing below."""
 
 from __future__ import annotations
 
@@ -132,15 +132,15 @@ class Engine:
             return loaded.kept[key]
 
     def draw(self, loaded: Loaded, ws: torch.Tensor, px: int | None = None) -> PIL.Image.Image:
-        """The picture of one style [1, num_ws, w_dim]. The model is held for this picture only, so that others
-        get their turn between two of a long request."""
+        """The picture of one style [1, num_ws, w_dim]. The model is held for this picture only, so that
+        others get their turn between two of a long request."""
         with loaded.at_work() as pipeline:
             if zero.LENDER:
                 return self._paint_lent(loaded.name, ws, px)
             return pipeline.draw(ws, px=px)[0]
 
     def _paint_by_name(self, name: str, ws: torch.Tensor, px: int | None) -> PIL.Image.Image:
-        """In another process, which has a copy of the pool: a model cannot be sent there, and no lock taken."""
+        """In another process, which has a copy of the pool: no model can be sent there, and no lock taken."""
         loaded = self.pool.peek(name)
         if loaded is None:
             raise InputError(f"{name} was dropped from memory meanwhile; try again")

@@ -101,7 +101,7 @@ class Pool:
         return loaded
 
     def _keep(self, loaded: Loaded) -> None:
-        """Add it, and drop others until all fit. Whoever still draws with a dropped one keeps it until done."""
+        """Add it, and drop others until all fit. Who still draws with a dropped one keeps it until done."""
         with self._guard:
             self._models[loaded.name] = loaded
             while len(self._models) > 1 and sum(m.bytes for m in self._models.values()) > self.limit:

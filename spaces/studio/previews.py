@@ -1,4 +1,4 @@
-"""What a model can show while a slider moves: its picture if that is quick, or else one after fewer levels."""
+"""What a model shows while a slider moves: its picture if that is quick, or one after fewer levels."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Hugging Face's ZeroGPU, where a GPU is lent for single calls: what draws is wrapped, elsewhere it is left alone.
+"""Hugging Face's ZeroGPU lends a GPU for single calls: there what draws is wrapped, elsewhere left alone.
 
-Its package is called `spaces`, as this project's folder is, so what counts is whether it has `GPU`. It wants to
-be imported before torch.
+Its package is called `spaces`, as this project's folder is, so what counts is whether it has `GPU`. It wants
+to be imported before torch.
 """
 
 from __future__ import annotations
