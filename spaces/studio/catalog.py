@@ -21,9 +21,11 @@ SPEEDS = Path(__file__).with_name("speeds.json")
 WHERE = {
     "ships": "ready",
     "on the Hub": "downloaded when chosen",
-    "convert": "weights to be converted first",
-    "none published": "no weights were published",
+    "convert": "to be converted",
+    "none published": "no weights published",
 }
+
+STARTED_WITH = {"convert": " to `stylenat demo` as its model", "none published": ""}
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def _of_the_zoo(record: dict[str, Any]) -> Entry:
     missing = None
     if record["status"] in ("convert", "none published"):
         # Somebody's own copy on the Hub may be named through STYLENAT_HUB_NAMESPACE.
-        missing = None if chosen_namespace() else without_weights(name)
+        missing = None if chosen_namespace() else f"{without_weights(name)}{STARTED_WITH[record['status']]}"
         where = where if missing else f"from {chosen_namespace()} on the Hub"
     size = {"resolution": record["resolution"], "parameters": record["parameters"]}
     return Entry(name, name, where, **size, missing=missing)

@@ -5,7 +5,6 @@ Each function returns the value in the type the package wants, or raises `InputE
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from stylenat_hub.errors import InputError, shown
@@ -18,8 +17,7 @@ TRUNCATION = (0.0, 1.5)
 
 def whole(what: str, value: Any, least: int, most: int) -> int:
     """A whole number from `least` to `most`; a float such as 3.0, which browsers send, counts as one."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value != int(value) or not least <= value <= most:
+    if not _between(value, least, most) or value != int(value):
         raise InputError(
             f"{what} is {shown(repr(value))}; allowed: a whole number from {least:,} to {most:,}"
         )
@@ -28,10 +26,14 @@ def whole(what: str, value: Any, least: int, most: int) -> int:
 
 def real(what: str, value: Any, least: float, most: float) -> float:
     """A finite number from `least` to `most`."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not least <= value <= most:
+    if not _between(value, least, most):
         raise InputError(f"{what} is {shown(repr(value))}; allowed: a number from {least:g} to {most:g}")
     return float(value)
+
+
+def _between(value: Any, least: float, most: float) -> bool:
+    """Is it a number in this range? NaN compares as False, and a huge whole number without overflow."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
 
 
 def text(what: str, value: Any, longest: int = 200) -> str:

@@ -39,6 +39,11 @@ def build(engine: Engine) -> gr.Blocks:
     return demo.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
 
 
+def _sentence(error: Exception) -> str:
+    words = str(error)
+    return f"{words[:1].upper()}{words[1:].rstrip('.')}."
+
+
 def _header(engine: Engine) -> tuple[Context, gr.State]:
     """The title, the picker, and the name of the model that is in use."""
     start = engine.catalog.start
@@ -61,7 +66,7 @@ def _header(engine: Engine) -> tuple[Context, gr.State]:
         try:
             engine.use(name, telling(progress))
         except StyleNATHubError as error:
-            words = f"**{name} cannot be used yet.** {error}. This page goes on with {before}."
+            words = f"**{name} cannot be used here.** {_sentence(error)} This page goes on with {before}."
             return before, before, engine.catalog.facts(before), gr.Markdown(words, visible=True)
         return name, name, engine.catalog.facts(name), gr.Markdown(visible=False)
 

@@ -90,7 +90,9 @@ def build(context: Context) -> None:
             draw_button = gr.Button("Generate", variant="primary", elem_id="generate")
             download = gr.DownloadButton("Download PNG", elem_id="download", interactive=False)
             with gr.Accordion("Python that repeats this", open=False):
-                code = gr.Code(language="python", show_label=False, label="Python", elem_id="code", lines=8)
+                code = gr.Code(
+                    language="python", show_label=False, label="Python", elem_id="code", wrap_lines=True
+                )
 
     settings = [context.model, seed, count, truncation, cutoff, centers]
     shown = [picture, gallery, note, download, code]
@@ -169,7 +171,8 @@ def _endpoint(context: Context) -> None:
         drawn = context.engine.generate(model, seed, count, truncation, cutoff, centers)
         return _captioned([str(file) for file in drawn.files], drawn.seeds), drawn.code
 
-    trigger.click(told(generate), inputs, outputs, api_name="generate")
+    # Without gradio's own conversion, whose errors quote what was sent: the engine checks everything.
+    trigger.click(told(generate), inputs, outputs, api_name="generate", preprocess=False)
 
 
 def _classes(pixelated: bool) -> list[str]:
