@@ -45,7 +45,9 @@ def told(fn: Callable[..., Any]) -> Callable[..., Any]:
             return fn(*arguments, **options)
         except StyleNATHubError as error:
             # The page renders messages as HTML, and they quote what a visitor sent.
-            raise gr.Error(html.escape(f"{error}", quote=False), title="Not possible") from error
+            raise gr.Error(
+                html.escape(f"{error}", quote=False), title="Not possible", print_exception=False
+            ) from error
 
     return call
 

@@ -55,9 +55,7 @@ def build(context: Context) -> None:
             note = gr.Markdown(elem_id="note")
         with gr.Column(scale=1, min_width=300, elem_id="controls"):
             with gr.Row(elem_classes="seed-row"):
-                seed = gr.Number(
-                    0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120, elem_id="seed"
-                )
+                seed = gr.Number(0, label="Seed", precision=0, min_width=120, elem_id="seed")
                 dice = gr.Button("Random", elem_id="dice", min_width=100)
             truncation = gr.Slider(
                 *checks.TRUNCATION,
