@@ -108,7 +108,14 @@ LATE_THIRD_PARTY: dict[str, set[str]] = {
 }
 # module -> where alone it may be imported (a folder, or a file of the package)
 ONLY_IN = {
-    "gradio": ("spaces/",),
+    "gradio": (
+        "spaces/app.py",
+        *(f"spaces/studio/{p}" for p in ("page", "look", "context", "tabs/")),
+        "tests/",
+    ),
+    "gradio_client": ("tests/",),
+    "playwright": ("tests/",),
+    "studio": ("spaces/", "tests/"),
     "accelerate": ("training/", "stylenat_hub/metrics"),
     "natten": ("stylenat_hub/attention/", "stylenat_hub/layers/", "tests/"),
     "torchvision": (),
@@ -261,6 +268,10 @@ WRONG = [
     ("novelty.py", "import torch", "give it its place in BELOW"),
     ("/conversion/x.py", "from training import loop", "never import each other"),
     ("/training/x.py", "def f():\n    import torchvision", "only in: no file"),
+    ("/spaces/studio/engine.py", "def f():\n    import gradio", "only in: spaces/app.py"),
+    ("/spaces/studio/tabs/x.py", "from model_cards import tables", "never import each other"),
+    ("/training/x.py", "from studio import engine", "only in: spaces/"),
+    ("cli_demo.py", "def f():\n    import gradio", "only in: spaces/"),
 ]
 RIGHT = [
     ("attention/natten_lib.py", "def f():\n    import natten"),
@@ -271,6 +282,7 @@ RIGHT = [
     ("registry.py", "from stylenat_hub.models.stylenat import FAMILY"),
     ("cli.py", "import typer\nfrom stylenat_hub import __version__, pipeline"),
     ("/conversion/x.py", "from stylenat_hub import hub"),
+    ("/spaces/studio/tabs/x.py", "import gradio\nfrom studio.engine import Engine"),
 ]
 
 
