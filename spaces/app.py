@@ -19,6 +19,8 @@ import gradio as gr  # noqa: E402
 
 from studio import look, page  # noqa: E402
 from studio.engine import Engine  # noqa: E402
+from stylenat_hub import signals  # noqa: E402
+from stylenat_hub.errors import StyleNATHubError  # noqa: E402
 
 MAX_UPLOAD = "16mb"
 
@@ -77,7 +79,12 @@ def launch(demo: gr.Blocks, options: argparse.Namespace, **more: object) -> obje
 
 def main(line: list[str] | None = None) -> None:
     options = arguments(line)
-    launch(make(options), options)
+    with signals.caught():  # however it is told to end, its files go with it
+        try:
+            demo = make(options)
+        except StyleNATHubError as error:
+            raise SystemExit(f"error: {error}") from None
+        launch(demo, options)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,8 @@ def test_every_control_has_a_label(served):
 # -- stylenat demo
 
 
-def test_demo_starts_the_page_and_ends_with_ctrl_c(tiny, tmp_path):
+@pytest.mark.slow
+def test_demo_starts_the_page_and_ends_when_told(tiny, tmp_path):
     from browser import free_port
 
     port = free_port()
@@ -151,8 +152,8 @@ def test_demo_starts_the_page_and_ends_with_ctrl_c(tiny, tmp_path):
             with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/") as answer:
                 page = answer.read().decode()
             time.sleep(0.2)
-        assert "named at the start" in page, process.poll()
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert "named at the start" in page, process.stderr.read() if process.poll() else "too slow"
+        process.terminate()  # the command alone: it passes it on
         _, errors = process.communicate(timeout=30)
     finally:
         with contextlib.suppress(ProcessLookupError):
