@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import threading
 import time
@@ -26,7 +27,7 @@ sys.path.insert(0, str(SPACES))  # as when app.py is run
 
 from studio import cards, catalog, checks, previews, snippet, zero  # noqa: E402
 from studio.catalog import Catalog  # noqa: E402
-from studio.engine import Engine  # noqa: E402
+from studio.engine import Engine, best_truncation, picture_of  # noqa: E402
 from studio.pool import Loaded, Pool  # noqa: E402
 from studio.scratch import Scratch  # noqa: E402
 
@@ -249,10 +250,10 @@ def test_a_folder_from_the_command_line(family, tmp_path):
 
 
 def test_without_a_mean_style_pictures_are_not_truncated():
-    engine = Engine(device="cpu")
-    engine.pool.get("toy-church").pipeline.generator.w_avg.fill_(float("nan"))
-    assert engine.default_truncation("toy-church") == 1.0
-    engine.scratch.close()
+    generator = tiny_generator()
+    assert best_truncation(GANPipeline(generator)) == FAMILIES["stylenat"].truncation < 1
+    generator.w_avg.fill_(float("nan"))
+    assert best_truncation(GANPipeline(generator)) == 1.0
 
 
 def test_any_model_only_where_it_was_allowed(tiny):
@@ -341,13 +342,14 @@ def test_what_draws_is_wrapped_where_a_gpu_is_lent(monkeypatch):
     assert zero.LENDER is None and zero.on_gpu(len) is len  # this project's own folder is called spaces, too
     calls = []
     monkeypatch.setattr(zero, "LENDER", lambda f: lambda *args: calls.append(args) or f(*args))
-    monkeypatch.setattr("studio.engine.choose_device", lambda name: torch.device("cpu"))
-    engine = Engine.__new__(Engine)
+    engine = Engine.__new__(Engine)  # without a GPU for the models to be put on
     engine.pool = Pool(lambda name: GANPipeline(tiny_generator()))
-    engine._paint_lent = zero.on_gpu(engine._paint_by_name)
-    loaded = engine.pool.get("a")
-    picture = engine.draw(loaded, loaded.pipeline.styles([0]))
-    assert picture.size == (32, 32) and calls[0][0] == "a"
+    engine._compute_lent = zero.on_gpu(engine._compute_by_name)
+    loaded, options = engine.pool.get("a"), {"truncation_psi": 0.5}
+    picture = engine.compute(loaded, picture_of, 3, options)
+    assert picture.tobytes() == loaded.pipeline([3], **options).images[0].tobytes()
+    ((name, function, arguments),) = calls
+    assert name == "a" and pickle.loads(pickle.dumps(function)) is picture_of and arguments == (3, options)
 
 
 def test_limits_are_those_the_page_shows():

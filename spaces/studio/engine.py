@@ -19,7 +19,6 @@ from studio.pool import LIMIT, Loaded, Pool
 from studio.scratch import Scratch
 from stylenat_hub.cli_models import software
 from stylenat_hub.errors import InputError
-from stylenat_hub.latents.levels import level_sizes
 from stylenat_hub.options import choose_device
 from stylenat_hub.pictures import drawn_by, picture_name, write_picture
 from stylenat_hub.pipeline import GANPipeline
@@ -63,8 +62,9 @@ class Engine:
         self.device = torch.device("cuda") if zero.LENDER else choose_device(device)
         self.catalog = Catalog(model, allow_any)
         self.scratch = scratch or Scratch()
+        self._truncations: dict[str, float] = {}
         self.pool = Pool(self._load, self._prepare, memory)
-        self._paint_lent = zero.on_gpu(self._paint_by_name)
+        self._compute_lent = zero.on_gpu(self._compute_by_name)
 
     # -- models
 
@@ -72,6 +72,8 @@ class Engine:
         pipeline = GANPipeline.from_pretrained(self.catalog.find(name).source)
         pipeline.model_name = self.catalog.find(name).name
         pipeline.set_progress_bar_config(disable=True)
+        # before it goes to a GPU that may not be there outside of `compute`
+        self._truncations[name] = best_truncation(pipeline)
         return pipeline if self.device.type == "cpu" else pipeline.to(self.device)
 
     def _prepare(self, loaded: Loaded) -> None:
@@ -88,33 +90,41 @@ class Engine:
 
     def default_truncation(self, name: Any) -> float:
         """What this model's pictures are best shown with: its family's value, or 1 without a mean style."""
-        generator = self.use(name).generator
-        if not bool(torch.isfinite(generator.w_avg).all()):
-            return 1.0
-        return next(f.truncation for f in FAMILIES.values() if isinstance(generator, f.generator))
-
-    def levels(self, name: Any) -> list[int]:
-        """The sides of the levels that have styles of their own; none of a family without."""
-        return list(level_sizes(self.use(name).generator))
+        self.use(name)
+        return self._truncations[name]
 
     def card(self, name: Any) -> str:
         """The model's card as Markdown; see `cards.shown`."""
         return cards.shown(self.catalog.find(name))
 
-    # -- drawing
+    # -- computing
 
-    def styles(
-        self, loaded: Loaded, seeds: Sequence[int], psi: float, cutoff: Any = None, centers: Any = None
-    ) -> torch.Tensor:
-        """Styles [n, num_ws, w_dim] of seeds, truncated; arguments as they come from a visitor."""
-        options = self._truncation(loaded, psi, cutoff, centers)
+    def compute(self, loaded: Loaded, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function(pipeline, *arguments)` while the model is held, so keep it short: others get their turn
+        between two calls.
+
+        On a ZeroGPU Space it runs in another process with a GPU: there the function must be one of a module,
+        and what goes in and comes out is pickled, so tensors come back on the CPU.
+        """
         with loaded.at_work() as pipeline:
-            return pipeline.styles(seeds, **options)
+            if zero.LENDER:
+                return self._compute_lent(loaded.name, function, arguments)
+            return function(pipeline, *arguments)
 
-    def _truncation(self, loaded: Loaded, psi: Any, cutoff: Any, centers: Any) -> dict[str, Any]:
+    def _compute_by_name(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """In another process, which has a copy of the pool: no model can be sent there, and no lock taken."""
+        loaded = self.pool.peek(name)
+        if loaded is None:
+            raise InputError(f"{name} was dropped from memory meanwhile; try again")
+        return function(loaded.pipeline, *arguments)
+
+    def truncation(self, loaded: Loaded, psi: Any, cutoff: Any = None, centers: Any = None) -> dict[str, Any]:
+        """A visitor's numbers as arguments of `GANPipeline.styles`; 0 and None: no cutoff, no centres."""
         most = loaded.generator.num_ws
-        cutoff = None if cutoff in (None, 0, "") else checks.whole("the cutoff", cutoff, 1, most)
-        count = checks.whole("the number of centres", centers or 0, 0, checks.MAX_CENTERS)
+        cutoff = None if cutoff in (None, 0) else checks.whole("the cutoff", cutoff, 1, most)
+        count = (
+            0 if centers is None else checks.whole("the number of centres", centers, 0, checks.MAX_CENTERS)
+        )
         return {
             "truncation_psi": checks.truncation(psi),
             "truncation_cutoff": cutoff,
@@ -123,28 +133,10 @@ class Engine:
 
     def _centers(self, loaded: Loaded, count: int) -> torch.Tensor:
         """Found once per model and count: it takes a moment."""
-        from stylenat_hub.latents.clusters import style_centers
-
         key = ("centers", count)
-        with loaded.at_work():
-            if key not in loaded.kept:
-                loaded.kept[key] = style_centers(loaded.generator, count)
-            return loaded.kept[key]
-
-    def draw(self, loaded: Loaded, ws: torch.Tensor, px: int | None = None) -> PIL.Image.Image:
-        """The picture of one style [1, num_ws, w_dim]. The model is held for this picture only, so that
-        others get their turn between two of a long request."""
-        with loaded.at_work() as pipeline:
-            if zero.LENDER:
-                return self._paint_lent(loaded.name, ws, px)
-            return pipeline.draw(ws, px=px)[0]
-
-    def _paint_by_name(self, name: str, ws: torch.Tensor, px: int | None) -> PIL.Image.Image:
-        """In another process, which has a copy of the pool: no model can be sent there, and no lock taken."""
-        loaded = self.pool.peek(name)
-        if loaded is None:
-            raise InputError(f"{name} was dropped from memory meanwhile; try again")
-        return loaded.pipeline.draw(ws, px=px)[0]
+        if key not in loaded.kept:
+            loaded.kept[key] = self.compute(loaded, find_centers, count)
+        return loaded.kept[key]
 
     # -- what the tab Generate asks for
 
@@ -162,7 +154,7 @@ class Engine:
         seeds = checks.seed_range(seed, count)
         psi = checks.truncation(psi)
         loaded = self.use(model, told)
-        options = self._truncation(loaded, psi, cutoff, centers)
+        options = self.truncation(loaded, psi, cutoff, centers)
         start = time.perf_counter()
         label = {name: options[name] for name in ("truncation_psi", "truncation_cutoff")}
         about = {**drawn_by(loaded.pipeline, label), "version": software()}
@@ -171,10 +163,9 @@ class Engine:
         folder, files = self.scratch.folder(), []
         for number, one in enumerate(seeds):
             told(number, len(seeds), "Drawing")
-            with loaded.at_work() as pipeline:
-                ws = pipeline.styles([one], **options)
+            image = self.compute(loaded, picture_of, one, options)
             files.append(folder / picture_name(one))
-            write_picture(self.draw(loaded, ws), files[-1], {**about, "seed": str(one)})
+            write_picture(image, files[-1], {**about, "seed": str(one)})
         seconds = time.perf_counter() - start
         code = snippet.drawing(
             loaded.pipeline.model_name, seeds, psi, options["truncation_cutoff"], int(centers or 0) or None
@@ -198,11 +189,10 @@ class Engine:
         if loaded is None or loaded.preview_px is None or not loaded.lock.acquire(timeout=PREVIEW_PATIENCE):
             return []
         try:
-            options = self._truncation(loaded, psi, cutoff, centers)
+            options = self.truncation(loaded, psi, cutoff, centers)
             end, pictures = time.perf_counter() + previews.BUDGET, []
             for one in seeds:
-                ws = loaded.pipeline.styles([one], **options)
-                pictures.append(self.draw(loaded, ws, loaded.preview_px))
+                pictures.append(self.compute(loaded, picture_of, one, options, loaded.preview_px))
                 if time.perf_counter() > end:
                     break
             return pictures
@@ -212,6 +202,28 @@ class Engine:
     def pixelated(self, name: Any) -> bool:
         """Is this model so small that its pictures should be enlarged pixel by pixel?"""
         return self.use(name).generator.resolution <= PIXELATED
+
+
+def best_truncation(pipeline: GANPipeline) -> float:
+    """The truncation of the family's pictures for show, or 1 where the mean style is not known."""
+    generator = pipeline.generator
+    if not bool(torch.isfinite(generator.w_avg).all()):
+        return 1.0
+    return next(f.truncation for f in FAMILIES.values() if isinstance(generator, f.generator))
+
+
+def picture_of(
+    pipeline: GANPipeline, seed: int, options: dict[str, Any], px: int | None = None
+) -> PIL.Image.Image:
+    """One seed's picture, for `Engine.compute`. options: as `Engine.truncation` returns; px: as in `draw`."""
+    return pipeline.draw(pipeline.styles([seed], **options), px=px)[0]
+
+
+def find_centers(pipeline: GANPipeline, count: int) -> torch.Tensor:
+    """Centres [count, w_dim] of the styles, on the CPU."""
+    from stylenat_hub.latents.clusters import style_centers
+
+    return style_centers(pipeline.generator, count).cpu()
 
 
 def bundle(files: Sequence[Path]) -> Path:
