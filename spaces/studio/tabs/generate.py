@@ -102,7 +102,7 @@ def build(context: Context) -> None:
         one = len(files) == 1
         label = "Download PNG" if one else f"Download {len(files)} PNG files (ZIP)"
         return (
-            gr.Image(files[0], visible=True) if one else gr.Image(None, visible=False),
+            gr.Image(files[0], visible=True, alt_text=_alt(drawn)) if one else gr.Image(None, visible=False),
             gr.Gallery(_captioned(files, drawn.seeds), visible=not one, columns=_columns(len(files))),
             _note(drawn),
             gr.DownloadButton(label, value=str(drawn.bundle), interactive=True),
@@ -187,6 +187,11 @@ def _captioned(pictures: list[Any], seeds: Any) -> list[tuple[Any, str]]:
 
 def _styles(engine: Any, name: str) -> int:
     return engine.use(name).generator.num_ws
+
+
+def _alt(drawn: Any) -> str:
+    """What a screen reader says of the picture."""
+    return f"Generated picture of {drawn.model}, seed {drawn.seeds[0]}"
 
 
 def _note(drawn: Any) -> str:
