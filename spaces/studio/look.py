@@ -25,8 +25,12 @@ _ACCENT = gr.themes.Color(
     c950="#1b1d36",
 )
 
-# gradio's sliders say "released" when a pointer lets go; keys should say so, too.
+# gradio's sliders say "released" when a pointer lets go; keys should say so, too. The style is here because
+# gradio prefixes the rules of a style sheet inside @media with a part of the page that this one contains.
 HEAD = """
+<style>
+@media (max-width: 720px) { .gradio-container > .main.app { padding: 10px 14px !important; } }
+</style>
 <script>
 document.addEventListener("keyup", (event) => {
   const slides = event.target.matches && event.target.matches("input[type=range]");
