@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import socket
@@ -12,10 +13,13 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import PIL.Image
 
 ROOT = Path(__file__).resolve().parent.parent
 APP = ROOT / "spaces" / "app.py"
@@ -25,6 +29,20 @@ QUIET = (
     *("--disable-sync", "--no-first-run"),
 )
 START_SECONDS = 120
+PATIENCE = 15.0  # seconds for anything on the page; a busy machine needs some of them
+# Controls without a name for a screen reader, and whatever is cut off at the sides but where one can scroll.
+UNNAMED = """() => [...document.querySelectorAll('button, input, textarea, select, [role=tab]')].filter((e) =>
+  e.checkVisibility() && e.type !== 'file' && !(e.getAttribute('aria-label') || e.labels?.length ||
+  e.getAttribute('aria-labelledby') || e.title || e.innerText.trim() || e.querySelector('img[alt]:not([alt=""])'))).map((e) => e.outerHTML.slice(0, 150))"""
+CUT_OFF = """() => {
+  const scrolls = (e) => e && (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+  return [...document.querySelectorAll('button, input, textarea, img, video, label, p, h1, h2, [role=tab]')]
+    .filter((e) => {
+      const box = e.getBoundingClientRect();
+      const outside = box.left < -1 || box.right > document.documentElement.clientWidth + 1;
+      return e.checkVisibility() && box.width > 1 && outside && !scrolls(e);
+    }).map((e) => e.outerHTML.slice(0, 150));
+}"""
 
 
 def why_not() -> str | None:
@@ -101,22 +119,101 @@ class Visit:
         if not request.url.startswith((self.address, "data:", "blob:")):
             self.outside.append(request.url)
 
+    def until(self, happened: Callable[[], Any], what: str) -> Any:
+        """Wait until this is true of the page, and return it."""
+        end = time.monotonic() + PATIENCE
+        while not (found := happened()):
+            shown = " / ".join(self.page.locator(".toast-body").all_inner_texts())
+            assert time.monotonic() < end, f"it did not happen: {what}. Messages: {shown}. {self.errors}"
+            self.page.wait_for_timeout(30)
+        return found
+
+    def open(self, tab: str) -> None:
+        self.page.get_by_role("tab", name=tab, exact=True).click()
+
+    def file(self, selector: str) -> PIL.Image.Image:
+        """The picture that is in this place, as the app sent it."""
+        self.page.wait_for_selector(f"{selector} img")
+        source = self.page.locator(f"{selector} img").first.get_attribute("src")
+        with PIL.Image.open(io.BytesIO(self.page.request.get(source).body())) as image:
+            image.load()
+        return image
+
+    def seen(self, selector: str) -> PIL.Image.Image:
+        """What is painted there."""
+        painted = self.page.locator(f"{selector} img").first
+        assert painted.evaluate("(e) => e.decode().then(() => e.complete && e.naturalWidth > 0)")
+        return PIL.Image.open(io.BytesIO(painted.screenshot(animations="disabled"))).convert("RGB")
+
+    def download(self, selector: str, folder: Path) -> Path:
+        """The file that a press on this button saves."""
+        with self.page.expect_download() as started:
+            self.page.click(selector)
+        path = folder / started.value.suggested_filename
+        started.value.save_as(path)
+        return path
+
+    def value(self, selector: str) -> float:
+        return float(self.page.locator(f"{selector} input[type=range]").input_value())
+
+    def drag(self, selector: str, to: float) -> Callable[[], None]:
+        """Take a slider's knob to this share of its way; returns what lets it go."""
+        knob = self.page.locator(f"{selector} input[type=range]")
+        knob.scroll_into_view_if_needed()
+        box, mouse = knob.bounding_box(), self.page.mouse
+        low, high, now = (float(knob.evaluate(f"(e) => e.{name}")) for name in ("min", "max", "value"))
+        height, start = box["y"] + box["height"] / 2, (now - low) / (high - low)
+        mouse.move(box["x"] + 8 + (box["width"] - 16) * start, height)
+        mouse.down()
+        mouse.move(box["x"] + 8 + (box["width"] - 16) * to, height, steps=5)
+        return mouse.up
+
+
+def same(one: PIL.Image.Image, other: PIL.Image.Image) -> bool:
+    """The same pixels, but for roundings: the app is another process, whose sums may be in another order."""
+    if one.size != other.size:
+        return False
+    first, second = (np.asarray(image.convert("RGB")).astype(int) for image in (one, other))
+    return int(np.abs(first - second).max()) <= 1
+
+
+def resembles(painted: PIL.Image.Image, image: PIL.Image.Image) -> bool:
+    """Is this picture what was painted, whatever its size on the page? The corners are round there."""
+    shrunk = painted.resize(image.size, PIL.Image.Resampling.BOX)
+    first, second = (np.asarray(i.convert("RGB"), dtype=float)[2:-2, 2:-2].ravel() for i in (shrunk, image))
+    return bool(second.std() > 8 and np.corrcoef(first, second)[0, 1] > 0.97)
+
 
 @contextlib.contextmanager
-def visit(
-    address: str, width: int = 1280, height: int = 900, scheme: str = "light", **options: Any
-) -> Iterator[Visit]:
-    """A new browser with the page open in it. options: more of playwright's `new_context`."""
+def chromium() -> Iterator[Any]:
+    """A browser of its own, with nothing remembered."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path(), args=list(QUIET))
         try:
-            size = {"width": width, "height": height}
-            page = browser.new_context(viewport=size, color_scheme=scheme, **options).new_page()
-            opened = Visit(page, address)
-            opened.watch()
-            page.goto(address)
-            yield opened
+            yield browser
         finally:
             browser.close()
+
+
+@contextlib.contextmanager
+def visit(
+    address: str,
+    width: int = 1280,
+    height: int = 900,
+    scheme: str = "light",
+    browser: Any = None,
+    **options: Any,
+) -> Iterator[Visit]:
+    """The page open in a new window without cookies: of `browser`, or of a new one. options: more of
+    playwright's `new_context`."""
+    with contextlib.ExitStack() as stack:
+        browser = browser or stack.enter_context(chromium())
+        size = {"width": width, "height": height}
+        window = browser.new_context(viewport=size, color_scheme=scheme, **options)
+        stack.callback(window.close)
+        opened = Visit(window.new_page(), address)
+        opened.watch()
+        opened.page.goto(address)
+        yield opened
