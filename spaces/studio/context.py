@@ -16,11 +16,13 @@ from stylenat_hub.errors import StyleNATHubError
 
 @dataclass
 class Context:
-    """model: the picker, an input of every callback that draws. start: the name it has first."""
+    """model: the picker, an input of every callback that draws. start: the name it has first. tab: the one
+    that is being built."""
 
     engine: Engine
     model: gr.Dropdown
     start: str
+    tab: gr.Tab | None = None
     followers: list[tuple[Callable[..., Any], list[Any], dict[str, Any] | None]] = field(default_factory=list)
     load: list[tuple[Callable[..., Any], list[Any], list[Any]]] = field(default_factory=list)
 

@@ -8,10 +8,10 @@ import gradio as gr
 
 from studio.context import Context, telling, told
 from studio.engine import Engine
-from studio.tabs import about, generate
+from studio.tabs import about, edit, generate, mix, travel
 from stylenat_hub.errors import StyleNATHubError
 
-TABS = (generate, about)
+TABS = (generate, mix, travel, edit, about)
 TITLE = "StyleNAT"
 SENTENCE = (
     "Pictures from transformer GANs. **Every picture here is generated: none shows a real person or place.**"
@@ -27,7 +27,7 @@ def build(engine: Engine) -> gr.Blocks:
         context, picked = _header(engine)
         with gr.Tabs():
             for tab in TABS:
-                with gr.Tab(tab.NAME, id=tab.NAME.lower()):
+                with gr.Tab(tab.NAME, id=tab.NAME.lower()) as context.tab:
                     tab.build(context)
         gr.Markdown("Generated pictures. Nothing you do here is recorded.", elem_id="foot")
         for fn, outputs, then in context.followers:

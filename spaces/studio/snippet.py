@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def drawing(
@@ -32,6 +32,71 @@ def drawing(
             f"drawn = pipe({', '.join(options)})",
             "for seed, image in zip(drawn.seeds, drawn.images):",
             '    image.save(f"seed{seed:010d}.png")',
+            "",
+        ]
+    )
+
+
+def mixing(model: str, seeds: Sequence[int], psi: float, shares: Mapping[int, float], name: str) -> str:
+    """Lines that mix the pictures of two seeds. shares: as `mixing.Shares`; name: of the file."""
+    return "\n".join(
+        [
+            "from stylenat_hub import GANPipeline",
+            "from stylenat_hub.latents import styles_at",
+            "from stylenat_hub.latents.paths import lerp",
+            "",
+            f"pipe = GANPipeline.from_pretrained({_quoted(model)})",
+            f"a, b = pipe.styles({list(seeds)}, truncation_psi={psi!r}).cpu().split(1)",
+            "mixed = a.clone()",
+            f"for level, share in {dict(shares)}.items():  # px, and how much of it is b's",
+            "    numbers = styles_at(pipe.generator, str(level))",
+            "    mixed[:, numbers] = lerp(a[:, numbers], b[:, numbers], share)",
+            f"pipe.draw(mixed)[0].save({_quoted(name)})",
+            "",
+        ]
+    )
+
+
+def travelling(
+    model: str, seeds: Sequence[int], frames: int, kind: str, fps: int, psi: float, name: str
+) -> str:
+    """Lines that write the video of a closed path; name: of the file."""
+    return "\n".join(
+        [
+            "from stylenat_hub import GANPipeline",
+            "from stylenat_hub.latents import StylePath, draw_paths",
+            "from stylenat_hub.video import write_video",
+            "",
+            f"pipe = GANPipeline.from_pretrained({_quoted(model)})",
+            f"path = StylePath(pipe, {list(seeds)}, {frames}, {_quoted(kind)}, truncation_psi={psi!r})",
+            f"write_video(draw_paths(pipe, [path]), {_quoted(name)}, fps={fps})",
+            "",
+        ]
+    )
+
+
+def editing(
+    model: str,
+    seed: int,
+    psi: float,
+    found: tuple[str, str, int],
+    moves: Mapping[str, float],
+    name: str,
+) -> str:
+    """Lines that edit a picture. found: the method, the levels and the number of the directions; moves:
+    strengths by name; name: of the file."""
+    method, where, count = found
+    function = {"sefa": "closed_form", "pca": "principal"}[method]
+    return "\n".join(
+        [
+            "from stylenat_hub import GANPipeline",
+            f"from stylenat_hub.latents import {function}",
+            "",
+            f"pipe = GANPipeline.from_pretrained({_quoted(model)})",
+            f"directions = {function}(pipe.generator, {count}, {_quoted(where)})",
+            f"edit = directions.edit({dict(moves)!r})  # in standard deviations",
+            f"drawn = pipe([{seed}], truncation_psi={psi!r}, edit=edit)",
+            f"drawn.images[0].save({_quoted(name)})",
             "",
         ]
     )
