@@ -60,7 +60,7 @@ def shares_of_text(loaded: Loaded, text: Any) -> Shares:
     """`coarse`, `4,8`, or with shares `coarse:0.5,16`; levels as `levels.styles_at` takes them."""
     check_levels(loaded.generator, "mixing pictures")
     chosen: dict[int, float] = {}
-    for part in checks.text("levels", text, LONGEST).split(","):
+    for part in checks.text("the list of levels", text, LONGEST).split(","):
         where, _, share = part.partition(":")
         numbers = styles_at(loaded.generator, where.strip())
         value = checks.real(f"the share in {part.strip()!r}", _number(share) if share else 1.0, 0, 1)

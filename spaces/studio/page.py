@@ -25,7 +25,7 @@ def build(engine: Engine) -> gr.Blocks:
     """All of it, queue included, for `launch`."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         context, picked = _header(engine)
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             for tab in TABS:
                 with gr.Tab(tab.NAME, id=tab.NAME.lower()) as context.tab:
                     tab.build(context)

@@ -13,28 +13,32 @@ from studio.tabs.pieces import PRIVATE, Session
 from stylenat_hub.errors import InputError
 
 NAME = "Edit"
-METHODS = {"sefa": "SeFa: what the layers answer to", "pca": "PCA: how styles vary"}
+METHODS = {"sefa": "SeFa", "pca": "PCA"}
+HINT = (
+    "Directions that the model itself has, the strongest first: found in its weights (SeFa) or among its "
+    "styles (PCA). Nobody has named them: move one and see. Counted in standard deviations."
+)
 
 
 def build(context: Context) -> None:
     engine, session = context.engine, gr.State(Session())
     classes = pieces.look(engine.pixelated(context.start))
     with gr.Row(elem_id="edit-row"):
-        with gr.Column(scale=5, min_width=280):
+        with gr.Column(scale=3, min_width=280):
             with gr.Row(elem_id="edit-pictures"):
                 before = pieces.picture("Before", classes, "edit-before", min_width=100)
                 after = pieces.picture("After", classes, "edit-after", min_width=100, buttons=["fullscreen"])
             note = gr.Markdown(elem_classes="note", elem_id="edit-note")
             seed, dice = pieces.seed(0, "Seed", "edit-seed")
             truncation = pieces.truncation(context, "edit-truncation")
-        with gr.Column(scale=4, min_width=300, elem_classes="controls"):
+        with gr.Column(scale=2, min_width=300, elem_classes="controls"):
             with gr.Row():
                 method = gr.Dropdown(
                     _methods(engine, context.start),
                     value="sefa",
                     label="Directions by",
                     filterable=False,
-                    min_width=140,
+                    min_width=180,
                     elem_id="edit-method",
                 )
                 where = gr.Dropdown(
@@ -42,9 +46,10 @@ def build(context: Context) -> None:
                     value="all",
                     label="Levels",
                     filterable=False,
-                    min_width=140,
+                    min_width=180,
                     elem_id="edit-levels",
                 )
+            gr.Markdown(HINT, elem_classes="hint")
             with gr.Column(elem_classes="sliders", elem_id="edit-sliders"):
                 sliders = [
                     gr.Slider(
@@ -61,9 +66,7 @@ def build(context: Context) -> None:
             with gr.Row(elem_classes="buttons"):
                 reset = gr.Button("Reset", elem_id="edit-reset", min_width=90)
                 draw_button = gr.Button("Edit", variant="primary", elem_id="edit-draw", min_width=90)
-                download = gr.DownloadButton(
-                    "Download PNG", elem_id="edit-download", interactive=False, min_width=130
-                )
+            download = gr.DownloadButton("Download PNG", elem_id="edit-download", interactive=False)
             code = pieces.code("edit-code")
 
     settings = [context.model, seed, truncation, method, where, *sliders]
@@ -116,8 +119,10 @@ def _methods(engine: Any, name: str) -> list[tuple[str, str]]:
 
 def _levels(engine: Any, name: str) -> list[tuple[str, str]]:
     found = editing.levels(engine, name)
-    several = {name: f"{name.capitalize()} ({_range(sizes)})" for name, sizes in found.items() if sizes}
-    return [(several.get(name, "All"), name) for name in found]
+    several = {
+        name: f"{name.capitalize()} ({_range(sizes)})" for name, sizes in found.items() if name != "all"
+    }
+    return [(several.get(name, "All levels"), name) for name in found]
 
 
 def _range(sizes: list[int]) -> str:

@@ -38,8 +38,9 @@ def build(context: Context) -> None:
             with gr.Column(min_width=0, elem_id="mix-b"):
                 picture_b = pieces.picture("B", classes, "mix-picture-b", alt_text="The picture of seed B")
                 seed_b, dice_b = pieces.seed(1, "Seed B", "mix-seed-b")
-        gr.Markdown("How much of each level comes from B: 0 is all A, 1 is all B.", elem_classes="hint")
-        with gr.Row(elem_classes="buttons"):
+        with gr.Row(elem_id="mix-choice"):
+            with gr.Column(scale=2, min_width=240):
+                gr.Markdown("How much of each level comes from B: 0 none, 1 all of it.", elem_classes="hint")
             groups = {
                 group: gr.Button(f"{group.capitalize()} from B", min_width=110, elem_id=f"mix-{group}")
                 for group in mixing.GROUPS

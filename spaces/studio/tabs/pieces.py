@@ -98,7 +98,9 @@ def seed(value: int, label: str, elem_id: str) -> tuple[gr.Number, gr.Button]:
 
 def truncation(context: Context, elem_id: str) -> gr.Slider:
     psi = context.engine.default_truncation(context.start)
-    return gr.Slider(*checks.TRUNCATION, value=psi, step=0.01, label="Truncation", elem_id=elem_id)
+    return gr.Slider(
+        *checks.TRUNCATION, value=psi, step=0.01, label="Truncation", min_width=240, elem_id=elem_id
+    )
 
 
 def code(elem_id: str) -> gr.Code:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,11 +19,12 @@ from stylenat_hub.pipeline import MAX_SEED
 
 NAME = "Travel"
 KINDS = {
-    "smooth": "Smooth: a curve through the styles",
-    "lerp": "Straight: lines between the styles",
-    "slerp": "Sphere: between the latents",
+    "smooth": "Smooth curve",
+    "lerp": "Straight lines",
+    "slerp": "Over the sphere of latents",
 }
 QUEUE = {"concurrency_id": "travel", "concurrency_limit": 1}  # one video at a time, so that others may draw
+PAUSE = 0.3  # seconds between two chances to stop
 _MORE = f"""(text) => {{
   const words = String(text ?? "").trim().replace(/[\\s,;]+$/, "");
   return (words ? words + ", " : "") + Math.floor(Math.random() * {MAX_SEED + 1});
@@ -51,6 +53,7 @@ def build(context: Context) -> None:
             keys = gr.Gallery(
                 format="png",
                 label="Key pictures",
+                show_label=False,
                 interactive=False,
                 columns=6,
                 height="auto",
@@ -90,7 +93,7 @@ def build(context: Context) -> None:
             )
             truncation = pieces.truncation(context, "travel-truncation")
             with gr.Row(elem_classes="buttons"):
-                start = gr.Button("Make the video", variant="primary", elem_id="travel-start", min_width=130)
+                start = gr.Button("Make the video", variant="primary", elem_id="travel-start", min_width=160)
                 stop = gr.Button("Stop", elem_id="travel-stop", interactive=False, min_width=80)
             download = gr.DownloadButton("Download video", elem_id="travel-download", interactive=False)
             code = pieces.code("travel-code")
@@ -99,10 +102,14 @@ def build(context: Context) -> None:
     shown = [video, moving, keys, note, download, code, stop]
 
     def make(state: Session, *values: Any, progress: Any = gr.Progress()) -> Iterator[tuple[Any, ...]]:  # noqa: B008
-        """Yields after each frame, so that it can be stopped between two."""
+        """Yields now and then, so that it can be stopped."""
         try:
             yield (gr.skip(),) * 6 + (gr.Button(interactive=True),)
+            shown_at = 0.0
             for found in travel.travel(engine, *values, told=telling(progress)):
+                if found is None and time.monotonic() - shown_at < PAUSE:
+                    continue
+                shown_at = time.monotonic()
                 yield _shown(state, values, found)
         except StyleNATHubError:
             yield (gr.skip(),) * 6 + (gr.Button(interactive=False),)
