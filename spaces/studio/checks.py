@@ -5,6 +5,7 @@ Each function returns the value in the type the package wants, or raises `InputE
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from stylenat_hub.errors import InputError, shown
@@ -59,3 +60,11 @@ def seed_range(seed: Any, count: Any = 1) -> range:
 
 def truncation(value: Any) -> float:
     return real("the truncation", value, *TRUNCATION)
+
+
+def one_of(what: str, value: Any, allowed: Sequence[Any]) -> Any:
+    """One of these values, given as it is or, a whole number, as text, which is what lists of a page send."""
+    for one in allowed:
+        if type(value) in (int, float, str) and str(value) in (str(one), f"{one}.0"):
+            return one
+    raise InputError(f"{what} is {shown(repr(value))}; allowed: {', '.join(map(str, allowed)) or 'nothing'}")

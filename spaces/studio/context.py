@@ -17,7 +17,7 @@ from stylenat_hub.errors import StyleNATHubError
 @dataclass
 class Context:
     """model: the picker, an input of every callback that draws. start: the name it has first. tab: the one
-    that is being built."""
+    that is being built, whose `select` says that it is looked at."""
 
     engine: Engine
     model: gr.Dropdown

@@ -29,7 +29,7 @@ PREVIEW_PATIENCE = 1.5  # seconds that a preview waits for the model; then a new
 PIXELATED = 64  # px up to which pictures are enlarged pixel by pixel
 
 
-def _nobody(done: int, of: int, what: str) -> None:
+def nobody(done: int, of: int, what: str) -> None:
     """For who does not want to be told of progress."""
 
 
@@ -80,7 +80,7 @@ class Engine:
         if not zero.LENDER:
             previews.choose(loaded)
 
-    def use(self, name: Any, told: Told = _nobody) -> Loaded:
+    def use(self, name: Any, told: Told = nobody) -> Loaded:
         """The model of this name, loaded if need be. Raises `UnknownModelError` and what loading raises; the
         models that were loaded before stay."""
         entry = self.catalog.find(name)
@@ -148,7 +148,7 @@ class Engine:
         psi: Any = 1.0,
         cutoff: Any = None,
         centers: Any = None,
-        told: Told = _nobody,
+        told: Told = nobody,
     ) -> Drawn:
         """Pictures of `count` seeds from `seed` on, as files. Raises `InputError`, naming what is wrong."""
         seeds = checks.seed_range(seed, count)

@@ -8,10 +8,10 @@ import gradio as gr
 
 from studio.context import Context, telling, told
 from studio.engine import Engine
-from studio.tabs import about, edit, generate, mix, travel
+from studio.tabs import about, edit, generate, inside, mix, project, travel
 from stylenat_hub.errors import StyleNATHubError
 
-TABS = (generate, mix, travel, edit, about)
+TABS = (generate, mix, travel, edit, project, inside, about)
 TITLE = "StyleNAT"
 SENTENCE = (
     "Pictures from transformer GANs. **Every picture here is generated: none shows a real person or place.**"
