@@ -19,7 +19,9 @@ from stylenat_hub.inside.panels import Colours, overlay
 from stylenat_hub.layers.partitions import Partition
 from stylenat_hub.pipeline import MAX_SEED, GANPipeline
 
-SIDE = 512  # px of the picture to click on, at least; smaller ones are enlarged by a whole factor
+# px of the picture to click on, at least, enlarged by a whole factor: more than the page ever gives it, since
+# gradio misses the place of a click on a picture that is shown larger than it is
+SIDE = 768
 RING = 0.03  # radius of the mark, of a picture's side
 # matplotlib's maps need matplotlib, which a Space has not: from nearly black through red to pale yellow, each
 # lighter than the one before
@@ -165,7 +167,7 @@ def _panels(maps: AttentionMaps, number: int, every_head: bool) -> list[Panel]:
     for name, one in shown:
         square, mark = overlay(maps.image, one, maps.seen(0, number), _step(part), _colours(), maps.tokens[0])
         picture = PIL.Image.fromarray((np.clip(square, 0, 1) * 255).round().astype(np.uint8))
-        words = f"{name}; brightest: {100 * one.max():.3g} %"
+        words = f"{name}; up to {100 * one.max():.1f} %"
         found.append(Panel(marked(picture, *mark) if mark else picture, part.label, words))
     return found
 
@@ -190,7 +192,7 @@ def _colours() -> Colours:
 
 def marked(picture: PIL.Image.Image, x: float, y: float) -> PIL.Image.Image:
     """A copy of a square picture with a ring around (x, y) in [0, 1], white in black: seen on anything."""
-    scale = 2 if picture.width <= 2 * SIDE else 1  # drawn larger and shrunk, for smooth edges
+    scale = 2 if picture.width <= SIDE else 1  # drawn larger and shrunk, for smooth edges
     width = picture.width
     layer = PIL.Image.new("RGBA", (scale * width, scale * width))
     pen = PIL.ImageDraw.Draw(layer)

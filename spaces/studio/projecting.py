@@ -28,7 +28,7 @@ from stylenat_hub.cli_models import software
 from stylenat_hub.cli_project import FAR
 from stylenat_hub.errors import InputError
 from stylenat_hub.latents.comparison import to_tensor
-from stylenat_hub.latents.projection import Progress, drawn, project, psnr
+from stylenat_hub.latents.projection import STARTS, Progress, drawn, project, psnr
 from stylenat_hub.latents.styles import save_styles
 from stylenat_hub.pictures import drawn_by, write_picture
 from stylenat_hub.pipeline import GANPipeline
@@ -157,17 +157,21 @@ class Projector:
     def _search(self, loaded: Loaded, target: PIL.Image.Image, steps: int, space: str) -> Iterator[Step]:
         goal = to_tensor(target)
         if zero.LENDER:
-            return self._search_lent(loaded.name, goal, steps, space)
+            return self._search_lent(loaded.name, goal, steps, space, STARTS)
         with loaded.at_work() as pipeline:
             generator = copy.deepcopy(pipeline.generator)
-        return searching(generator, goal, steps, space)
+        # where a picture is slow, looking at many starts would take all the time
+        starts = STARTS if loaded.preview_px == generator.resolution else 0
+        return searching(generator, goal, steps, space, starts)
 
-    def _search_by_name(self, name: str, goal: torch.Tensor, steps: int, space: str) -> Iterator[Step]:
+    def _search_by_name(
+        self, name: str, goal: torch.Tensor, steps: int, space: str, starts: int
+    ) -> Iterator[Step]:
         """In another process, as `Engine._paint_by_name`."""
         loaded = self.engine.pool.peek(name)
         if loaded is None:
             raise InputError(f"{name} was dropped from memory meanwhile; try again")
-        yield from searching(loaded.generator, goal, steps, space)
+        yield from searching(loaded.generator, goal, steps, space, starts)
 
     def _finished(
         self,
@@ -210,7 +214,9 @@ class _Ended(Exception):
     """Ends a search from inside its callback."""
 
 
-def searching(generator: Any, goal: torch.Tensor, steps: int, space: str) -> Iterator[Step]:
+def searching(
+    generator: Any, goal: torch.Tensor, steps: int, space: str, starts: int = STARTS
+) -> Iterator[Step]:
     """`project` as an iterator: the start, now and then the nearest so far, and the last step. Closing it
     ends the search at its next step. The generator is for this search alone."""
     heard: queue.SimpleQueue[Step | Exception | None] = queue.SimpleQueue()
@@ -227,7 +233,7 @@ def searching(generator: Any, goal: torch.Tensor, steps: int, space: str) -> Ite
 
     def work() -> None:
         try:
-            project(generator, goal, steps=steps, space=space, callback=hear)
+            project(generator, goal, steps=steps, space=space, starts=starts, callback=hear)
         except _Ended:
             heard.put(None)
         except Exception as error:  # noqa: BLE001  raised again where it is waited for
