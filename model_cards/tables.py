@@ -16,8 +16,10 @@ ORIGINALS = HERE / "originals.json"
 
 
 def measurements() -> list[dict[str, Any]]:
-    """What `stylenat benchmark` and `training.benchmark` wrote, in the order of the files' names."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(BENCHMARKS.glob("*.json"))]
+    """What `stylenat benchmark` and `training.benchmark` wrote, in the order of the files' names.
+    space.json is `spaces.measure`'s, and of another kind."""
+    paths = [path for path in sorted(BENCHMARKS.glob("*.json")) if path.name != "space.json"]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def model_table() -> str:

@@ -29,18 +29,25 @@ QUIET = (
     *("--disable-sync", "--no-first-run"),
 )
 START_SECONDS = 120
-PATIENCE = 15.0  # seconds for anything on the page; a busy machine needs some of them
-# Controls without a name for a screen reader, and whatever is cut off at the sides but where one can scroll.
+PATIENCE = 60.0  # seconds for anything on the page; a busy machine needs some of them
+# Of the page: controls without a name for a screen reader; the name of what has the focus; what is cut off at
+# the sides where one cannot scroll, or too small for its words.
+NO_CAPTIONS = ".caption-label { visibility: hidden; }"
 UNNAMED = """() => [...document.querySelectorAll('button, input, textarea, select, [role=tab]')].filter((e) =>
   e.checkVisibility() && e.type !== 'file' && !(e.getAttribute('aria-label') || e.labels?.length ||
-  e.getAttribute('aria-labelledby') || e.title || e.innerText.trim() || e.querySelector('img[alt]:not([alt=""])'))).map((e) => e.outerHTML.slice(0, 150))"""
+  e.getAttribute('aria-labelledby') || e.title || e.innerText.trim() ||
+  e.querySelector('img[alt]:not([alt=""])'))).map((e) => e.outerHTML.slice(0, 150))"""
+FOCUSED = """() => { const e = document.activeElement, label = e.labels?.[0];
+  return (e.getAttribute('aria-label') || label?.innerText || e.innerText || e.tagName).trim(); }"""
 CUT_OFF = """() => {
   const scrolls = (e) => e && (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
   return [...document.querySelectorAll('button, input, textarea, img, video, label, p, h1, h2, [role=tab]')]
     .filter((e) => {
       const box = e.getBoundingClientRect();
+      const over = Math.max(e.scrollWidth - box.width, e.scrollHeight - box.height);
+      const small = e.tagName === 'BUTTON' && over > 4;
       const outside = box.left < -1 || box.right > document.documentElement.clientWidth + 1;
-      return e.checkVisibility() && box.width > 1 && outside && !scrolls(e);
+      return e.checkVisibility() && box.width > 1 && (small || (outside && !scrolls(e)));
     }).map((e) => e.outerHTML.slice(0, 150));
 }"""
 
@@ -68,6 +75,13 @@ def free_port() -> int:
 @contextlib.contextmanager
 def space(*arguments: str, **environment: str) -> Iterator[str]:
     """The app in a process of its own, with an empty HF_HOME; yields its address once it answers."""
+    with serving(*arguments, **environment) as (address, _):
+        yield address
+
+
+@contextlib.contextmanager
+def serving(*arguments: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The same, with the process."""
     with tempfile.TemporaryDirectory(prefix="space-") as home:
         address = f"http://127.0.0.1:{free_port()}"
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -78,7 +92,7 @@ def space(*arguments: str, **environment: str) -> Iterator[str]:
             process = subprocess.Popen(line, env=environment, cwd=home, stdout=words, stderr=words)
             try:
                 _wait(address, process, log)
-                yield address
+                yield address, process
             finally:
                 process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -128,8 +142,55 @@ class Visit:
             self.page.wait_for_timeout(30)
         return found
 
+    def says(self, selector: str, words: str) -> None:
+        """Wait until these words are there."""
+        self.until(lambda: words in self.page.inner_text(selector), f"{selector} says {words!r}")
+
     def open(self, tab: str) -> None:
         self.page.get_by_role("tab", name=tab, exact=True).click()
+
+    def enter(self, selector: str, value: Any) -> None:
+        """Type it there and press Enter."""
+        self.page.fill(f"{selector} input:not([type=range])", str(value))
+        self.page.press(f"{selector} input:not([type=range])", "Enter")
+
+    def choose_model(self, name: Any) -> None:
+        """By typing into the list, which takes a moment to follow."""
+        self.page.click("#model input")
+        self.page.fill("#model input", str(name))
+        self.page.wait_for_timeout(400)
+        self.page.keyboard.press("Enter")
+
+    def tab_to(self, name: str, most: int = 40) -> None:
+        """Press the Tab key until what a screen reader calls by this name has the focus."""
+        for _ in range(most):
+            self.page.keyboard.press("Tab")
+            if self.page.evaluate(FOCUSED).lower().startswith(name.lower()):
+                return
+        raise AssertionError(f"the Tab key does not lead to {name}")
+
+    def expect(self, selector: str, image: PIL.Image.Image) -> None:
+        """Wait until this picture is there, with the right pixels, and what one sees is that."""
+        self.until(lambda: same(self.file(selector), image), f"{selector} shows what is expected")
+        assert resembles(self.seen(selector), image)
+
+    def repeated(self, selector: str, folder: Path) -> PIL.Image.Image:
+        """What the Python beside a picture writes when somebody runs it: one picture."""
+        text = self.page.locator(f"{selector} .cm-content")
+        if not text.is_visible():
+            self.page.locator("button:visible", has_text="Python that").click()
+            text.wait_for(state="visible")
+        before = os.getcwd()
+        os.chdir(folder)
+        try:
+            exec(compile(text.inner_text(), "copied", "exec"), {})
+        finally:
+            os.chdir(before)
+        (path,) = folder.glob("*.png")
+        with PIL.Image.open(path) as image:
+            image.load()
+        path.unlink()
+        return image
 
     def file(self, selector: str) -> PIL.Image.Image:
         """The picture that is in this place, as the app sent it."""
@@ -140,10 +201,12 @@ class Visit:
         return image
 
     def seen(self, selector: str) -> PIL.Image.Image:
-        """What is painted there."""
+        """What is painted there, captions apart."""
         painted = self.page.locator(f"{selector} img").first
         assert painted.evaluate("(e) => e.decode().then(() => e.complete && e.naturalWidth > 0)")
-        return PIL.Image.open(io.BytesIO(painted.screenshot(animations="disabled"))).convert("RGB")
+        return PIL.Image.open(
+            io.BytesIO(painted.screenshot(animations="disabled", style=NO_CAPTIONS))
+        ).convert("RGB")
 
     def download(self, selector: str, folder: Path) -> Path:
         """The file that a press on this button saves."""

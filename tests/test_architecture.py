@@ -113,7 +113,7 @@ ONLY_IN = {
         *(f"spaces/studio/{p}" for p in ("page", "look", "context", "tabs/")),
         "tests/",
     ),
-    "gradio_client": ("tests/",),
+    "gradio_client": ("spaces/measure.py", "tests/"),
     "playwright": ("tests/",),
     "studio": ("spaces/", "tests/"),
     "accelerate": ("training/", "stylenat_hub/metrics"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import zipfile
@@ -11,9 +12,11 @@ import browser
 import numpy as np
 import PIL.Image
 import pytest
-from browser import resembles, same
+from browser import same
 from small_models import tiny_generator
 
+from stylenat_hub.latents.levels import styles_at
+from stylenat_hub.latents.styles import load_styles
 from stylenat_hub.pipeline import GANPipeline
 
 if browser.why_not():
@@ -76,30 +79,11 @@ def drawn(visit, words):
     visit.until(lambda: visit.page.inner_text("#note").startswith(words), f"the note says {words!r}")
 
 
-def expect(visit, selector, image):
-    """The picture is there, with the right pixels, and it is what one sees."""
-    visit.until(lambda: same(visit.file(selector), image), f"{selector} shows the pipeline's picture")
-    assert resembles(visit.seen(selector), image)
-
-
-def type_seed(visit, seed, selector="#seed"):
-    visit.page.fill(f"{selector} input", str(seed))
-    visit.page.press(f"{selector} input", "Enter")
-
-
-def choose_model(visit, words):
-    """By typing into the list, which takes a moment to follow."""
-    visit.page.click("#model input")
-    visit.page.fill("#model input", str(words))
-    visit.page.wait_for_timeout(400)
-    visit.page.keyboard.press("Enter")
-
-
 # -- Generate
 
 
 def test_the_first_picture_is_there_without_being_asked_for(visit, church, shots):
-    expect(visit, "#picture", church([0], truncation_psi=visit.value("#truncation")).images[0])
+    visit.expect("#picture", church([0], truncation_psi=visit.value("#truncation")).images[0])
     box = visit.page.locator("#picture img").bounding_box()
     assert box["width"] > 300 and abs(box["width"] - box["height"]) < 2
     visit.page.screenshot(path=shots / "generate.png")
@@ -107,16 +91,16 @@ def test_the_first_picture_is_there_without_being_asked_for(visit, church, shots
 
 def test_generate_draws_downloads_and_gives_its_code(visit, church, tmp_path):
     psi = visit.value("#truncation")
-    type_seed(visit, 41)
+    visit.enter("#seed", 41)
     drawn(visit, "Seed 41 ")
-    expect(visit, "#picture", church([41], truncation_psi=psi).images[0])
+    visit.expect("#picture", church([41], truncation_psi=psi).images[0])
     path = visit.download("#download", tmp_path)
     with PIL.Image.open(path) as image:
+        path.unlink()
         assert path.name == "seed0000000041.png" and same(image, visit.file("#picture"))
         assert (image.text["model"], image.text["seed"]) == ("toy-church", "41")
         assert float(image.text["truncation_psi"]) == psi
-    visit.page.get_by_text("Python that repeats this").first.click()
-    visit.until(lambda: "seeds=[41]" in visit.page.inner_text("#code"), "the code names the seed")
+    assert same(visit.repeated("#code", tmp_path), visit.file("#picture"))
 
 
 def test_the_truncation_slider_is_followed_while_it_moves(visit, church, tmp_path):
@@ -126,7 +110,7 @@ def test_the_truncation_slider_is_followed_while_it_moves(visit, church, tmp_pat
     release()
     psi = visit.value("#truncation")
     assert 0.2 < psi < 0.4
-    expect(visit, "#picture", church([0], truncation_psi=psi).images[0])
+    visit.expect("#picture", church([0], truncation_psi=psi).images[0])
 
     def saved():
         with PIL.Image.open(visit.download("#download", tmp_path)) as image:
@@ -141,8 +125,8 @@ def test_random_and_several_pictures(visit, church, tmp_path):
     seed = int(visit.page.input_value("#seed input"))
     drawn(visit, f"Seed {seed} ")
     psi = visit.value("#truncation")
-    expect(visit, "#picture", church([seed], truncation_psi=psi).images[0])
-    type_seed(visit, 3)
+    visit.expect("#picture", church([seed], truncation_psi=psi).images[0])
+    visit.enter("#seed", 3)
     drawn(visit, "Seed 3 ")
     visit.page.fill("#count input[type=number]", "4")
     visit.page.click("#generate")
@@ -150,16 +134,16 @@ def test_random_and_several_pictures(visit, church, tmp_path):
     visit.until(lambda: visit.page.locator("#gallery .thumbnail-item img").count() == 4, "four pictures")
     captions = visit.page.locator("#gallery .caption-label").all_inner_texts()
     assert captions == [f"seed {seed}" for seed in range(3, 7)] and not visit.page.is_visible("#picture")
-    expect(visit, "#gallery .gallery-item:nth-child(4)", church([6], truncation_psi=psi).images[0])
+    visit.expect("#gallery .gallery-item:nth-child(4)", church([6], truncation_psi=psi).images[0])
     with zipfile.ZipFile(visit.download("#download", tmp_path)) as archive:
         assert archive.namelist() == [f"seed{seed:010d}.png" for seed in range(3, 7)]
 
 
 def test_a_wrong_seed_is_explained_and_the_page_lives_on(visit):
-    type_seed(visit, -5)
+    visit.enter("#seed", -5)
     message = visit.page.wait_for_selector(".toast-body")
     assert "the seed is -5" in message.inner_text()
-    type_seed(visit, 5)
+    visit.enter("#seed", 5)
     drawn(visit, "Seed 5 ")
 
 
@@ -167,69 +151,51 @@ def test_a_wrong_seed_is_explained_and_the_page_lives_on(visit):
 
 
 def test_another_model_draws_and_one_without_weights_is_explained(visit, tiny, shots):
-    choose_model(visit, tiny)
+    visit.choose_model(tiny)
     drawn(visit, f"Seed 0 · {tiny} ")
     psi = visit.value("#truncation")
-    expect(visit, "#picture", GANPipeline.from_pretrained(tiny)([0], truncation_psi=psi).images[0])
+    visit.expect("#picture", GANPipeline.from_pretrained(tiny)([0], truncation_psi=psi).images[0])
     visit.page.click("#model input")
     visit.page.fill("#model input", "stylenat-ffhq-256")
     visit.page.get_by_role("option").filter(has_text="stylenat-ffhq-256 ").click()
     visit.until(lambda: visit.page.is_visible("#notice"), "a notice")
     assert "conversion.convert" in visit.page.inner_text("#notice")
     visit.page.screenshot(path=shots / "no-weights.png")
-    type_seed(visit, 2)
+    visit.enter("#seed", 2)
     drawn(visit, f"Seed 2 · {tiny} ")
-    choose_model(visit, "toy-church")
+    visit.choose_model("toy-church")
     drawn(visit, "Seed 2 · toy-church ")
 
 
-@pytest.mark.parametrize("tab", TABS)
-def test_a_model_without_levels_is_welcome_in_every_tab(address, chromium, hit, tab):
-    with browser.visit(address, browser=chromium) as opened:
-        drawn(opened, "Seed 0 ")
-        choose_model(opened, hit)
-        drawn(opened, f"Seed 0 · {hit} ")
-        opened.open(tab)
-        opened.page.wait_for_timeout(500)
-        assert opened.page.locator(".toast-body.error").count() == 0
-        assert opened.errors == []
+def test_a_model_without_levels_is_welcome_in_every_tab(visit, hit):
+    for tab in TABS:
+        visit.open(tab)
+        for model in ("toy-church", hit):  # changed while the tab is open
+            visit.choose_model(model)
+            visit.says("#facts", "ready" if model == "toy-church" else "named by you")
+        visit.page.wait_for_timeout(500)
+        assert visit.page.locator(".toast-body").all_inner_texts() == [], tab
 
 
 def test_two_visitors_do_not_meet(visit, address, chromium):
     with browser.visit(address, browser=chromium) as other:
         drawn(other, "Seed 0 ")
-        type_seed(visit, 8)
+        visit.enter("#seed", 8)
         drawn(visit, "Seed 8 ")
         assert other.page.inner_text("#note").startswith("Seed 0 ")
 
 
 def test_reload_begins_anew(visit, church):
-    type_seed(visit, 12)
+    visit.enter("#seed", 12)
     drawn(visit, "Seed 12 ")
     visit.page.reload()
     drawn(visit, "Seed 0 ")
-    expect(visit, "#picture", church([0], truncation_psi=visit.value("#truncation")).images[0])
-
-
-def focused(visit):
-    """The name of what has the focus, as a screen reader would say it."""
-    return visit.page.evaluate(
-        """() => { const e = document.activeElement, label = e.labels?.[0];
-        return (e.getAttribute('aria-label') || label?.innerText || e.innerText || e.tagName).trim(); }"""
-    )
-
-
-def tab_to(visit, name, most=40):
-    for _ in range(most):
-        visit.page.keyboard.press("Tab")
-        if focused(visit).lower().startswith(name.lower()):
-            return
-    raise AssertionError(f"the Tab key does not lead to {name}")
+    visit.expect("#picture", church([0], truncation_psi=visit.value("#truncation")).images[0])
 
 
 def test_the_keyboard_alone_is_enough(visit, church):
     page = visit.page
-    tab_to(visit, "Seed")
+    visit.tab_to("Seed")
     there = page.locator("#seed").screenshot(animations="disabled")  # without its caret
     page.evaluate("document.activeElement.blur()")
     page.wait_for_timeout(300)
@@ -247,8 +213,8 @@ def test_the_keyboard_alone_is_enough(visit, church):
     for _ in range(10):
         page.keyboard.press("ArrowLeft")
     assert visit.value("#truncation") == pytest.approx(before - 0.1)
-    expect(visit, "#picture", church([19], truncation_psi=visit.value("#truncation")).images[0])
-    tab_to(visit, "Generate")
+    visit.expect("#picture", church([19], truncation_psi=visit.value("#truncation")).images[0])
+    visit.tab_to("Generate")
     page.keyboard.press("Enter")
     drawn(visit, "Seed 19 ")
 
@@ -275,22 +241,136 @@ def lightness(visit, selector, property):
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
-@pytest.mark.parametrize("tab", TABS)
-@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
-def test_every_tab_fits_and_has_names(address, chromium, shots, tab, width):
-    height = 900 if width > 500 else 844
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)], ids=["desktop", "phone"])
+def test_every_tab_fits_and_has_names(address, chromium, shots, width, height):
     with browser.visit(address, width, height, browser=chromium) as opened:
         drawn(opened, "Seed 0 ")
-        opened.open(tab)
-        opened.page.wait_for_timeout(700)
-        opened.page.screenshot(path=shots / f"{tab.lower()}-{width}.png", full_page=True)
-        assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
-        assert opened.page.evaluate(browser.CUT_OFF) == []
-        assert opened.page.evaluate(browser.UNNAMED) == []
+        for tab in TABS:
+            opened.open(tab)
+            opened.page.wait_for_timeout(700)
+            opened.page.screenshot(path=shots / f"{tab.lower()}-{width}.png", full_page=True)
+            assert opened.page.evaluate("document.documentElement.scrollWidth") <= width, tab
+            assert opened.page.evaluate(browser.CUT_OFF) == [], tab
+            assert opened.page.evaluate(browser.UNNAMED) == [], tab
         assert opened.errors == [] and opened.outside == []
 
 
 # -- the other tabs
+
+
+def mixed(pipeline, seeds, level, psi):
+    ws = pipeline.styles(seeds, truncation_psi=psi)
+    chosen = styles_at(pipeline.generator, level)
+    ws[0, chosen] = ws[1, chosen]
+    return pipeline.draw(ws[:1])[0]
+
+
+def text_of(path):
+    with PIL.Image.open(path) as image:
+        return dict(image.text)
+
+
+def test_mix(visit, church, tmp_path):
+    visit.open("Mix")
+    psi = visit.value("#mix-truncation")
+    visit.expect("#mix-picture", mixed(church, [0, 1], "coarse", psi))
+    for selector, seed in (("#mix-picture-a", 0), ("#mix-picture-b", 1)):
+        visit.expect(selector, church([seed], truncation_psi=psi).images[0])
+    visit.enter("#mix-seed-b", 6)
+    visit.expect("#mix-picture", mixed(church, [0, 6], "coarse", psi))
+    visit.page.click("#mix-fine")
+    visit.expect("#mix-picture", mixed(church, [0, 6], "fine", psi))
+    before = visit.file("#mix-picture")
+    release = visit.drag("#mix-level-0", 0.6)
+    visit.until(lambda: not same(visit.file("#mix-picture"), before), "a preview before it is let go")
+    release()
+    visit.until(
+        lambda: same(visit.file("#mix-picture"), visit.repeated("#mix-code", tmp_path)), "the code's picture"
+    )
+    about = text_of(visit.download("#mix-download", tmp_path))
+    assert (about["row"], about["col"]) == ("0", "6") and str(visit.value("#mix-level-0")) in about["levels"]
+
+
+def test_edit(visit, church, tmp_path):
+    visit.open("Edit")
+    plain = church([0], truncation_psi=visit.value("#edit-truncation")).images[0]
+    visit.expect("#edit-before", plain)
+    visit.expect("#edit-after", plain)
+    release = visit.drag("#edit-direction-1", 0.9)
+    visit.until(lambda: not same(visit.file("#edit-after"), plain), "a preview before it is let go")
+    release()
+    visit.until(
+        lambda: same(visit.file("#edit-after"), visit.repeated("#edit-code", tmp_path)), "the code's picture"
+    )
+    assert not same(visit.file("#edit-after"), plain) and same(visit.file("#edit-before"), plain)
+    about = text_of(visit.download("#edit-download", tmp_path))
+    assert about["seed"] == "0" and f"{visit.value('#edit-direction-1'):g}" in about["edit"]
+    visit.page.click("#edit-reset")
+    visit.expect("#edit-after", plain)
+
+
+def test_travel(visit, church, tmp_path, shots):
+    visit.open("Travel")
+    visit.page.fill("#travel-seeds input, #travel-seeds textarea", "3, x")
+    visit.page.click("#travel-start")
+    assert "x" in visit.page.wait_for_selector(".toast-body").inner_text()
+    visit.page.fill("#travel-seeds input, #travel-seeds textarea", "3, 7")
+    visit.enter("#travel-frames", 24)
+    visit.page.click("#travel-start")
+    visit.says("#travel-note", "24 frames")
+    psi = visit.value("#travel-truncation")
+    for number, seed in enumerate((3, 7), start=1):
+        place = f"#travel-keys .gallery-item:nth-child({number})"
+        visit.expect(place, church([seed], truncation_psi=psi).images[0])
+    video = visit.page.locator("#travel-video video")
+    visit.until(lambda: video.evaluate("(e) => e.readyState >= 2 && e.videoWidth > 0"), "the video plays")
+    assert video.evaluate("(e) => e.loop && Math.abs(e.duration - 1) < 0.2")
+    painted = PIL.Image.open(io.BytesIO(video.screenshot())).convert("L")
+    assert np.asarray(painted).std() > 8
+    visit.page.screenshot(path=shots / "travelled.png")
+    path = visit.download("#travel-download", tmp_path)
+    assert path.suffix == ".mp4" and path.read_bytes()[4:8] == b"ftyp"
+
+
+def test_project(visit, church, tmp_path, shots):
+    church([5], truncation_psi=0.7).images[0].resize((90, 90)).save(tmp_path / "photo.jpg")
+    visit.open("Project")
+    visit.page.set_input_files("#photo input[type=file]", tmp_path / "photo.jpg")
+    visit.says("#project-note", "photo")
+    visit.enter("#project-steps", 50)
+    visit.page.click("#project-start")
+    visit.says("#project-note", "PSNR")
+    visit.page.screenshot(path=shots / "projected.png")
+    assert visit.page.locator("#both img").count() == 2
+    picture = visit.download("#project-png", tmp_path)
+    ws, _ = load_styles(visit.download("#project-styles", tmp_path), church.generator)
+    with PIL.Image.open(picture) as image:
+        assert same(image, church.draw(ws)[0])
+    visit.enter("#project-steps", 500)
+    visit.page.click("#project-start")
+    visit.says("#project-note", "of 500")
+    visit.page.click("#project-cancel")
+    visit.until(lambda: visit.page.locator("#project-start").is_enabled(), "it ends")
+    assert "PSNR" in visit.page.inner_text("#project-note") or "top" in visit.page.inner_text("#project-note")
+
+
+def test_inside(visit):
+    visit.open("Inside")
+    panels = visit.page.locator("#inside-panels img")
+    visit.until(lambda: panels.count(), "the panels")
+    before = panels.first.get_attribute("src")
+    picture = visit.page.locator("#inside-picture img")
+    picture.scroll_into_view_if_needed()
+    box = picture.bounding_box()
+    picture.click(position={"x": box["width"] * 0.25, "y": box["height"] * 0.75})
+    visit.until(lambda: abs(visit.value("#inside-x") - 0.25) < 0.03, "x follows the click")
+    assert abs(visit.value("#inside-y") - 0.75) < 0.03
+    after = panels.first.get_attribute("src")
+    assert after != before
+    visit.page.focus("#inside-x input[type=range]")
+    for _ in range(20):
+        visit.page.keyboard.press("ArrowRight")
+    visit.until(lambda: panels.first.get_attribute("src") != after, "the keys move the place, too")
 
 
 def test_about_shows_the_models_card(visit, tiny):
@@ -298,5 +378,5 @@ def test_about_shows_the_models_card(visit, tiny):
     visit.until(lambda: "toy-church" in visit.page.inner_text("#card"), "the card")
     words = visit.page.inner_text("#card")
     assert "Licence" in words and "Citation" in words and "library_name" not in words
-    choose_model(visit, tiny)
+    visit.choose_model(tiny)
     visit.until(lambda: "has no card" in visit.page.inner_text("#card"), "what is said of the new model")
