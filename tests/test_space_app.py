@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stylenat_hub import cli, cli_demo
+from stylenat_hub.latents import closed_form, mix, styles_at
 from stylenat_hub.pipeline import GANPipeline
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,11 +59,62 @@ def test_generate_gives_the_pipelines_pictures(served):
 def test_only_what_is_useful_is_in_the_api(served):
     _, client = served
     endpoints = client.view_api(return_format="dict")
-    assert set(endpoints["named_endpoints"]) == {"/generate"} and not endpoints["unnamed_endpoints"]
+    assert set(endpoints["named_endpoints"]) == {"/generate", "/mix", "/travel", "/edit"}
+    assert not endpoints["unnamed_endpoints"]
     parameters = endpoints["named_endpoints"]["/generate"]["parameters"]
     assert [p["parameter_name"] for p in parameters] == [
         *("seed", "count", "truncation", "cutoff", "centers", "model")
     ]
+
+
+def test_mix_and_edit_give_the_packages_pictures(served):
+    _, client = served
+    pipeline = GANPipeline.from_pretrained("toy-church")
+    rows, columns = pipeline.styles([3, 8], truncation_psi=0.6).split(1)
+    mixed = pipeline.draw(mix(rows, columns, styles_at(pipeline.generator, "coarse"))[0])[0]
+    picture, code = client.predict(3, 8, "coarse", 0.6, api_name="/mix")
+    with PIL.Image.open(picture) as got:
+        assert np.array_equal(np.asarray(got), np.asarray(mixed)) and got.text["levels"] == "4,8"
+    assert "[3, 8]" in code
+    moved = closed_form(pipeline.generator, 6).edit({"sefa-1": 2, "sefa-3": -1})
+    edited = pipeline([3], truncation_psi=0.6, edit=moved).images[0]
+    picture, code = client.predict(3, "2,0,-1", truncation=0.6, api_name="/edit")
+    with PIL.Image.open(picture) as got:
+        assert np.array_equal(np.asarray(got), np.asarray(edited)) and got.text["seed"] == "3"
+    assert "'sefa-3': -1.0" in code
+
+
+def test_travel_gives_a_video(served):
+    pytest.importorskip("imageio_ffmpeg", reason="needs imageio-ffmpeg")
+    _, client = served
+    film, code = client.predict("1, 2", 24, api_name="/travel")
+    assert film.endswith("travel.mp4") and Path(film).read_bytes()[4:8] == b"ftyp"
+    assert "StylePath(pipe, [1, 2], 24" in code
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("/mix", {"seed_b": -1}, "seed B is -1"),
+        ("/mix", {"levels": "<script>alert(1)</script>"}, "&lt;script&gt;"),
+        ("/mix", {"levels": {"path": "/etc/passwd"}}, "the list of levels is"),
+        ("/mix", {"levels": [1, 1, 1]}, "the list of levels is"),
+        ("/travel", {"seeds": "1,<script>"}, "the key seeds are '1,&lt;script&gt;'"),
+        ("/travel", {"frames": 10**9}, "the number of frames is"),
+        ("/travel", {"kind": "../x"}, "the path is"),
+        ("/travel", {"fps": -1}, "the speed is"),
+        ("/edit", {"strengths": "1e999"}, "the strength of direction 1 is inf"),
+        ("/edit", {"strengths": "<script>"}, "&lt;script&gt;"),
+        ("/edit", {"strengths": [1]}, "the strengths are"),
+        ("/edit", {"method": "eval"}, "the method is"),
+        ("/edit", {"model": "/etc"}, "does not offer"),
+    ],
+)
+def test_hostile_steering_is_refused(served, name, change, says):
+    _, client = served
+    with pytest.raises(Exception) as caught:
+        client.predict(**change, api_name=name)
+    assert says in str(caught.value) and "<script>" not in str(caught.value)
 
 
 HOSTILE = [

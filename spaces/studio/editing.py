@@ -68,7 +68,7 @@ def edit(
     code = snippet.editing(
         loaded.pipeline.model_name, seed, psi, (method, where, len(found)), moves, file.name
     )
-    return Steered(str(model), image, file, code, seconds)
+    return Steered(loaded.pipeline.model_name, image, file, code, seconds)
 
 
 def preview(

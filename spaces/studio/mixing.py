@@ -96,7 +96,7 @@ def mix(
     about = {"row": str(seeds[0]), "col": str(seeds[1]), "levels": in_words(shares)}  # as `stylenat mix` says
     file = steering.save(engine, loaded, image, cell_name(*seeds), options, about)
     code = snippet.mixing(loaded.pipeline.model_name, seeds, options["truncation_psi"], shares, file.name)
-    return Steered(str(model), image, file, code, seconds)
+    return Steered(loaded.pipeline.model_name, image, file, code, seconds)
 
 
 def preview(

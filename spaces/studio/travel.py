@@ -104,7 +104,7 @@ def travel(
     name = _file_name()
     _check_memory(loaded, name, frames)
     start = time.perf_counter()
-    found = Travelled(str(model), keys(engine, model, text, psi, told))
+    found = Travelled(loaded.pipeline.model_name, keys(engine, model, text, psi, told))
     yield found
     folder = engine.scratch.folder()
     files: list[Path] = []
@@ -130,7 +130,7 @@ def travel(
     psi = options["truncation_psi"]
     code = snippet.travelling(loaded.pipeline.model_name, seeds, frames, kind, fps, psi, name)
     seconds = time.perf_counter() - start
-    yield Travelled(str(model), found.keys, written.path, code, frames, seconds)
+    yield Travelled(loaded.pipeline.model_name, found.keys, written.path, code, frames, seconds)
 
 
 def path_styles(

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from studio import mixing, steering
+from studio import checks, mixing, steering
 from studio.context import Context, telling, told
 from studio.tabs import pieces
 from studio.tabs.pieces import PRIVATE, Session
@@ -40,7 +40,7 @@ def build(context: Context) -> None:
                 seed_b, dice_b = pieces.seed(1, "Seed B", "mix-seed-b")
         with gr.Row(elem_id="mix-choice"):
             with gr.Column(scale=2, min_width=240):
-                gr.Markdown("How much of each level comes from B: 0 none, 1 all of it.", elem_classes="hint")
+                gr.Markdown("How much of each level is B's: 0 none, 1 all.", elem_classes="hint")
             groups = {
                 group: gr.Button(f"{group.capitalize()} from B", min_width=110, elem_id=f"mix-{group}")
                 for group in mixing.GROUPS
@@ -162,7 +162,7 @@ def _endpoint(context: Context) -> None:
     def mix(seed_a: int, seed_b: int, levels: str, truncation: float, model: str) -> tuple[str, str]:
         """The picture of seed_a with some levels of seed_b's, as a PNG file, and the Python code that draws
         it again. levels: coarse, middle, fine, all, or sizes in px such as 4,8; coarse:0.5 takes half."""
-        levels = levels if isinstance(levels, str) else repr(levels)
+        levels = checks.text("the list of levels", levels, mixing.LONGEST)
         found = mixing.mix(context.engine, model, seed_a, seed_b, truncation, levels)
         return str(found.file), found.code
 

@@ -36,20 +36,6 @@ def build(context: Context) -> None:
     classes = pieces.look(engine.pixelated(context.start))
     with gr.Row(elem_id="travel-row"):
         with gr.Column(scale=1, min_width=320):
-            video = gr.Video(
-                label="Video",
-                show_label=False,
-                interactive=False,
-                autoplay=True,
-                loop=True,
-                buttons=[],
-                elem_id="travel-video",
-                elem_classes="frame",
-            )
-            moving = pieces.picture(  # where no MP4 can be written
-                "Moving picture", classes, "travel-moving", show_label=False, visible=False
-            )
-            note = gr.Markdown("Press *Make the video*.", elem_classes="note", elem_id="travel-note")
             keys = gr.Gallery(
                 format="png",
                 label="Key pictures",
@@ -64,6 +50,20 @@ def build(context: Context) -> None:
                 elem_id="travel-keys",
                 elem_classes=classes,
             )
+            video = gr.Video(
+                label="Video",
+                show_label=False,
+                interactive=False,
+                autoplay=True,
+                loop=True,
+                buttons=[],
+                elem_id="travel-video",
+                elem_classes="frame",
+            )
+            moving = pieces.picture(  # where no MP4 can be written
+                "Moving picture", classes, "travel-moving", show_label=False, visible=False
+            )
+            note = gr.Markdown("Press *Make video*.", elem_classes="note", elem_id="travel-note")
         with gr.Column(scale=1, min_width=300, elem_classes="controls"):
             with gr.Row(elem_classes="seed-row"):
                 seeds = gr.Textbox(
@@ -93,7 +93,7 @@ def build(context: Context) -> None:
             )
             truncation = pieces.truncation(context, "travel-truncation")
             with gr.Row(elem_classes="buttons"):
-                start = gr.Button("Make the video", variant="primary", elem_id="travel-start", min_width=160)
+                start = gr.Button("Make video", variant="primary", elem_id="travel-start", min_width=160)
                 stop = gr.Button("Stop", elem_id="travel-stop", interactive=False, min_width=80)
             download = gr.DownloadButton("Download video", elem_id="travel-download", interactive=False)
             code = pieces.code("travel-code")
@@ -150,7 +150,7 @@ def build(context: Context) -> None:
         )
 
     making = start.click(
-        _told_along(make), [session, *settings], shown, show_progress_on=note, **QUEUE, **PRIVATE
+        _told_along(make), [session, *settings], shown, show_progress_on=video, **QUEUE, **PRIVATE
     )
     stop.click(_stopped, None, [note, stop], cancels=[making], **PRIVATE)
     keying = {
