@@ -59,7 +59,8 @@ def test_generate_gives_the_pipelines_pictures(served):
 def test_only_what_is_useful_is_in_the_api(served):
     _, client = served
     endpoints = client.view_api(return_format="dict")
-    assert set(endpoints["named_endpoints"]) == {"/generate", "/mix", "/travel", "/edit"}
+    wanted = {"/generate", "/mix", "/travel", "/edit", "/project", "/inside"}
+    assert set(endpoints["named_endpoints"]) == wanted
     assert not endpoints["unnamed_endpoints"]
     parameters = endpoints["named_endpoints"]["/generate"]["parameters"]
     assert [p["parameter_name"] for p in parameters] == [

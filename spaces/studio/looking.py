@@ -79,7 +79,7 @@ def look(
 ) -> Seen:
     """What the heads of one attention take, seen from (x, y) in a seed's picture, (0, 0) being the top left.
 
-    level, block: one of `levels`; None: the finest, and the last of it. every_head: a panel for each head
+    level, block: one of `levels`; 0, None: the finest, and the last of it. every_head: a panel for each head
     instead of one for each partition's mean. Raises `InputError`.
     """
     seed = checks.whole("the seed", seed, 0, MAX_SEED)
@@ -90,8 +90,8 @@ def look(
     there = levels(engine, model)
     if not there:
         raise InputError(f"{loaded.name} has no self-attention to look into; choose another model")
-    level = max(there) if level is None else checks.one_of("the level", level, list(there))
-    block = there[level][-1] if block is None else checks.one_of("the block", block, there[level])
+    level = max(there) if level in (None, 0) else checks.one_of("the level", level, list(there))
+    block = there[level][-1] if block in (None, 0) else checks.one_of("the block", block, there[level])
     options = engine.truncation(loaded, psi)
     maps = engine.compute(loaded, maps_of, seed, options, level, block, place)
     return _shown(maps, place, len(there[level]), every_head)

@@ -89,7 +89,10 @@ class Projector:
 
     def target(self, model: Any, photo: Any) -> tuple[PIL.Image.Image, list[str]]:
         """The photo as the model sees it, and what was changed. Raises `InputError`."""
-        return uploads.photo(photo, self.engine.use(model).generator.resolution)
+        return self._photo(self.engine.use(model), photo)
+
+    def _photo(self, loaded: Loaded, photo: Any) -> tuple[PIL.Image.Image, list[str]]:
+        return uploads.photo(photo, loaded.generator.resolution, self.engine.scratch.root)
 
     # -- calling off
 
@@ -120,7 +123,7 @@ class Projector:
             raise InputError(why)
         space = checks.one_of("the space", space, self.spaces(model))
         loaded = self.engine.use(model)
-        target, notices = uploads.photo(photo, loaded.generator.resolution)
+        target, notices = self._photo(loaded, photo)
         if ticket in self._off:
             raise InputError("called off before it began")
         if not self._turn.acquire(timeout=TURN):

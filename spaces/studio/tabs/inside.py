@@ -117,8 +117,8 @@ def _endpoint(context: Context) -> None:
         inputs = [
             gr.Number(0, label="seed", precision=0),
             gr.Number(1.0, label="truncation"),
-            gr.Number(None, label="level", precision=0),
-            gr.Number(None, label="block", precision=0),
+            gr.Number(0, label="level", precision=0),
+            gr.Number(0, label="block", precision=0),
             gr.Number(0.5, label="x"),
             gr.Number(0.5, label="y"),
             gr.Checkbox(False, label="every_head"),
@@ -142,7 +142,7 @@ def _endpoint(context: Context) -> None:
         model: str,
     ) -> Any:
         """The picture of a seed with the place (x, y) marked, and for each partition of the heads what it
-        attends to from there. level: in px, default the finest; block: from 1 on, default the last."""
+        attends to from there. level: in px, 0 for the finest; block: from 1 on, 0 for the last."""
         seen = looking.look(context.engine, model, seed, truncation, level, block, x, y, every_head)
         return seen.picture, [(p.picture, f"{p.title}: {p.words}") for p in seen.panels], seen.sentence
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any
@@ -159,9 +160,12 @@ def _upload(**options: Any) -> gr.Image:
 
 
 async def _moved(move: Callable[[Any], Awaitable[str | None]], place: Any) -> str | None:
-    """gradio would download what an address names, however large it is."""
+    """gradio would download what an address names, however large it is, and take a folder for a file that is
+    to be removed later."""
     if str(place).lower().startswith(("http:", "https:")):
         raise gr.Error("Upload the picture itself, not its address", title="Not possible")
+    if os.path.isdir(str(place)):
+        raise gr.Error("Upload a picture, not a folder", title="Not possible")
     return await move(place)
 
 
