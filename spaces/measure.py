@@ -299,7 +299,7 @@ def _waiting(address: str) -> int:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Everything, in the order of what a visitor meets: two or three minutes beside what the visitors take."""
+    """Everything, in the order of what a visitor meets: some minutes beside what the visitors take."""
     facts: dict[str, Any] = {"command": " ".join(["python -m spaces.measure", *sys.argv[1:]])}
     facts |= {"machine": {**machine("cpu"), **_versions()}, "load_before": round(os.getloadavg()[0], 2)}
     _tell("from the start of the process")

@@ -29,7 +29,7 @@ QUIET = (
     *("--disable-sync", "--no-first-run"),
 )
 START_SECONDS = 120
-PATIENCE = 60.0  # seconds for anything on the page; a busy machine needs some of them
+PATIENCE = 40.0  # seconds for anything on the page; a busy machine needs some of them
 # Of the page: controls without a name for a screen reader; the name of what has the focus; what is cut off at
 # the sides where one cannot scroll, or too small for its words.
 NO_CAPTIONS = ".caption-label { visibility: hidden; }"
@@ -45,7 +45,7 @@ CUT_OFF = """() => {
     .filter((e) => {
       const box = e.getBoundingClientRect();
       const over = Math.max(e.scrollWidth - box.width, e.scrollHeight - box.height);
-      const small = e.tagName === 'BUTTON' && over > 4;
+      const small = e.matches('button:not(:has(input))') && over > 4;
       const outside = box.left < -1 || box.right > document.documentElement.clientWidth + 1;
       return e.checkVisibility() && box.width > 1 && (small || (outside && !scrolls(e)));
     }).map((e) => e.outerHTML.slice(0, 150));

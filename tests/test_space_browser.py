@@ -321,7 +321,7 @@ def test_travel(visit, church, tmp_path, shots):
     psi = visit.value("#travel-truncation")
     for number, seed in enumerate((3, 7), start=1):
         place = f"#travel-keys .gallery-item:nth-child({number})"
-        visit.expect(place, church([seed], truncation_psi=psi).images[0])
+        assert same(visit.file(place), church([seed], truncation_psi=psi).images[0])
     video = visit.page.locator("#travel-video video")
     visit.until(lambda: video.evaluate("(e) => e.readyState >= 2 && e.videoWidth > 0"), "the video plays")
     assert video.evaluate("(e) => e.loop && Math.abs(e.duration - 1) < 0.2")
