@@ -67,8 +67,11 @@ def build(context: Context) -> None:
 
     def first(*values: Any) -> tuple[Any, ...]:
         """Without having been asked: only where it costs little."""
-        if not looking.levels(engine, values[0]):
+        there = looking.levels(engine, values[0])
+        if not there:
             return None, "", NONE
+        if values[4] not in there.get(values[3], ()):  # of the model before: the browser has not caught up
+            values = (*values[:3], None, None, *values[5:])
         if not looking.quick(engine.use(values[0])):
             return None, "", SLOW
         return _outputs(looking.look(engine, *values))
