@@ -29,7 +29,7 @@ QUIET = (
     *("--disable-sync", "--no-first-run"),
 )
 START_SECONDS = 120
-PATIENCE = 40.0  # seconds for anything on the page; a busy machine needs some of them
+PATIENCE = 60.0  # seconds for anything on the page; a busy machine needs some of them
 # Of the page: controls without a name for a screen reader; the name of what has the focus; what is cut off at
 # the sides where one cannot scroll, or too small for its words.
 NO_CAPTIONS = ".caption-label { visibility: hidden; }"
