@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -192,13 +193,18 @@ def _colours() -> Colours:
 
 def marked(picture: PIL.Image.Image, x: float, y: float) -> PIL.Image.Image:
     """A copy of a square picture with a ring around (x, y) in [0, 1], white in black: seen on anything."""
-    scale = 2 if picture.width <= SIDE else 1  # drawn larger and shrunk, for smooth edges
-    width = picture.width
-    layer = PIL.Image.new("RGBA", (scale * width, scale * width))
+    width, scale = picture.width, 4  # drawn larger and shrunk, for smooth edges
+    radius, thick = max(5.0, RING * width), max(1.5, width / 190)
+    reach = math.ceil(radius + 3 * thick)
+    left, top = round(x * width) - reach, round(y * width) - reach
+    layer = PIL.Image.new("RGBA", (2 * reach * scale,) * 2)
     pen = PIL.ImageDraw.Draw(layer)
-    radius, thick = max(5.0, RING * width) * scale, max(1.5, width / 190) * scale
+    across, down = x * width - left, y * width - top
     for colour, line, apart in (("black", 2.4 * thick, 0.7 * thick), ("white", thick, 0.0)):
-        box = [scale * width * v + sign * (radius + apart) for sign in (-1, 1) for v in (x, y)]
-        pen.ellipse(box, outline=colour, width=round(line))
-    layer = layer.resize(picture.size, PIL.Image.Resampling.LANCZOS)
-    return PIL.Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
+        far = radius + apart
+        corners = (across - far, down - far, across + far, down + far)
+        pen.ellipse([scale * at for at in corners], outline=colour, width=round(scale * line))
+    layer = layer.resize((2 * reach,) * 2, PIL.Image.Resampling.LANCZOS)
+    copy = picture.convert("RGB")
+    copy.paste(layer, (left, top), layer)
+    return copy

@@ -106,7 +106,7 @@ def build(context: Context) -> None:
             *(words, empty, empty, ""),
         )
 
-    photo.input(
+    seen = photo.input(
         told(prepare),
         [context.model, photo],
         [both, note],
@@ -114,10 +114,12 @@ def build(context: Context) -> None:
         concurrency_limit=1,
         **PRIVATE,
     )
+    seen.failure(lambda: (None, None, ""), None, [photo, both, note], show_progress="hidden", **PRIVATE)
     values = [context.model, photo, steps, kind, ticket]
-    running = start.click(
-        told(begin), [photo], [ticket, cancel, start], queue=False, trigger_mode="once", **PRIVATE
-    ).success(told_each(run), values, shown, show_progress_on=note, **TURN, **PRIVATE)
+    # queued, because errors of others are errors in the browser's console, too
+    at_once = {"concurrency_id": "ticket", "concurrency_limit": 8, "show_progress": "hidden"}
+    begun = start.click(told(begin), [photo], [ticket, cancel, start], **at_once, **PRIVATE)
+    running = begun.success(told_each(run), values, shown, show_progress_on=note, **TURN, **PRIVATE)
     running.then(ended, None, [cancel, start], queue=False, **PRIVATE)
     cancel.click(projector.call_off, ticket, None, queue=False, **PRIVATE)
     context.on_model(refit, [kind, *shown])
