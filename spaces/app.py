@@ -4,7 +4,9 @@ arguments."""
 from __future__ import annotations
 
 import argparse
+import json
 import os
+from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read at import
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -25,11 +27,22 @@ from stylenat_hub.errors import StyleNATHubError  # noqa: E402
 MAX_UPLOAD = "16mb"
 
 
+def deployed_model() -> str | None:
+    """The Hub id that `python -m spaces.deploy` wrote beside this file, if it was given one."""
+    path = Path(__file__).with_name("space.json")
+    return json.loads(path.read_text(encoding="utf-8")).get("model") if path.is_file() else None
+
+
 def arguments(line: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="app.py", description="Pictures from transformer GANs, in a browser."
     )
-    parser.add_argument("model", nargs="?", help="zoo name, folder or Hub id; default: the built-in model")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=deployed_model(),
+        help="zoo name, folder or Hub id; default: the built-in model",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--host", help="address to listen on; default: this machine only")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")

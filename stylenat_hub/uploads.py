@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,7 @@ def upload(
     commit_message: str | None = None,
     commit_description: str | None = None,
     replaceable: Sequence[str] = (),
+    drops: Callable[[Target], Collection[str]] | None = None,
 ) -> CommitInfo:
     """Send all files of a folder as one commit, and remove from the repository the weights they supersede.
 
@@ -48,7 +49,9 @@ def upload(
     and refuses to push into a public one; None leaves it to the account's settings. create_pr: propose the
     change instead. revision: a branch, made if it is not there. tag: a name for the new state. replaceable:
     generated files about the whole; the repository's stay if its card lacks this package's mark, or if only a
-    variant of the weights is added. Returns the client's `CommitInfo`, which is also the commit's address.
+    variant of the weights is added. drops: given the repository as it is, the names of files that go from it;
+    it may raise `InputError` to refuse. Returns the client's `CommitInfo`, which is also the commit's
+    address.
 
     Raises `HubError`, `InputError`: one sentence; nothing has changed on the Hub then, except that a new,
     empty repository or branch may be there, or if it says so. `Interrupted`: Ctrl-C came after it was sent.
@@ -66,7 +69,7 @@ def upload(
         if revision is not None and not create_pr and not revision.startswith("refs/pr/"):
             retried(lambda: api.create_branch(where, branch=revision, exist_ok=True, repo_type=repo_type))
         at = {"revision": revision, "repo_type": repo_type, "create_pr": create_pr}
-        commit = _Push(api, where, files, replaceable, at, about).run()
+        commit = _Push(api, where, files, replaceable, at, about, drops).run()
         if tag is not None:
             _add_tag(api, where, repo_type, tag, commit.oid)
     return commit
@@ -86,6 +89,7 @@ class _Push:
     replaceable: Sequence[str]
     at: dict[str, Any]
     about: dict[str, Any]
+    drops: Callable[[Target], Collection[str]] | None = None
     unsure: bool = False
 
     def run(self) -> CommitInfo:
@@ -123,7 +127,10 @@ class _Push:
             kept = set()
         sent = {file: path for file, path in self.files.items() if file not in kept}
         obsolete = _obsolete(target.names, sent)
-        return sent, sorted(obsolete - strangers(target, obsolete))
+        obsolete -= strangers(target, obsolete)
+        if self.drops is not None:
+            obsolete |= target.names & set(self.drops(target)) - set(self.files)
+        return sent, sorted(obsolete)
 
     def _attempt(self) -> CommitInfo:
         # All of it anew each time: if the answer to a commit was lost, this finds that nothing is left.

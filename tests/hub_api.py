@@ -120,8 +120,7 @@ def _about(repo: Repo, commit: Commit, blobs: bool = False) -> dict:
         about |= {"modelId": repo.id, "library_name": library, "pipeline_tag": card.get("pipeline_tag")}
         about["model-index"] = card.get("model-index")
     if repo.type == "space":
-        hardware = {"current": "cpu-basic", "requested": "cpu-basic"}
-        about |= {"sdk": repo.sdk, "runtime": {"stage": "RUNNING", "hardware": hardware}}
+        about |= {"sdk": repo.sdk, "runtime": changes.runtime_of(repo)}
     return about
 
 
@@ -138,6 +137,10 @@ def _tags(card: dict, library: str | None) -> list[str]:
 
 def info(call: Call, repo: Repo, revision: str = "main") -> Answer:
     return Answer.json(_about(repo, repo.commit(revision), call.asked("blobs")))
+
+
+def runtime(_call: Call, repo: Repo) -> Answer:
+    return Answer.json(changes.runtime_of(repo))
 
 
 def _lfs(blob: Blob) -> dict:
@@ -254,6 +257,8 @@ ROUTES = {  # what follows the id in the path, then the arguments: a revision, a
     ("GET", "refs"): refs,
     ("GET", "auth-check"): auth_check,
     ("PUT", "settings"): changes.settings,
+    ("GET", "runtime"): runtime,
+    ("POST", "hardware"): changes.hardware,
     ("POST", "preupload"): changes.preupload,
     ("POST", "commit"): changes.commit,
     ("POST", "branch"): changes.create_branch,

@@ -57,6 +57,20 @@ def settings(call: Call, repo: Repo) -> Answer:
     return Answer.json({"private": repo.private, "gated": repo.gated})
 
 
+def runtime_of(repo: Repo) -> dict:
+    if repo.type != "space":
+        raise HubError(404, "Only a Space runs on anything")
+    return {"stage": "RUNNING", "hardware": {"current": repo.hardware, "requested": repo.hardware}}
+
+
+def hardware(call: Call, repo: Repo) -> Answer:
+    """Whatever is asked for; the Hub itself asks who pays for it."""
+    may_write(call, repo.namespace)
+    runtime_of(repo)
+    repo.hardware = call.json()["flavor"]
+    return Answer.json(runtime_of(repo))
+
+
 def preupload(call: Call, repo: Repo, revision: str) -> Answer:
     may_commit(call, repo, revision)
     blobs = repo.commit(revision).blobs

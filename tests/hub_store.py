@@ -73,6 +73,7 @@ class Repo:
     type: str = "model"
     private: bool = False
     sdk: str | None = None
+    hardware: str = "cpu-basic"  # of a Space: what was requested last; it is there at once
     gated: str | bool = False
     allowed: set[str] = field(default_factory=set)  # who may read the files of a gated repository
     history: dict[str, Commit] = field(default_factory=dict)
