@@ -10,11 +10,12 @@ import numpy as np
 import PIL.Image
 import pytest
 from browser import _wait, free_port
-from huggingface_hub import HfApi, SpaceCard
+from huggingface_hub import HfApi, SpaceCard, snapshot_download
 from test_space_deploy import NAME, ROOT, call, card, copied, files
 
 from spaces import contents, deploy, requirements
 from stylenat_hub import GANPipeline
+from stylenat_hub.publish import push_pipeline
 
 # -- what goes out
 
@@ -115,51 +116,56 @@ def test_requirements_follow_from_pyproject():
 # -- the Space itself
 
 
-@pytest.fixture
-def downloaded(hub, tmp_path):
-    """An empty folder with a deployed Space's files, and nothing else."""
-    call(NAME)
-    folder = tmp_path / "space"
+def download(hub, folder):
+    """A deployed Space's files, and nothing else."""
     HfApi(token="hf_me").snapshot_download(NAME, repo_type="space", local_dir=folder)
     shutil.rmtree(folder / ".cache")
-    return folder
 
 
 def alone(hub, tmp_path):
-    """The environment of a process that finds nothing of this clone."""
-    home = {"HF_HOME": str(tmp_path / "home"), "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
-    return {**hub.environment(tmp_path / "home"), **home, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
+    """The environment of a process that finds nothing of this clone, and no Hub."""
+    home = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
+    return {**hub.environment(tmp_path / "home"), **home}
 
 
-def test_the_packages_of_a_space_are_its_own(hub, downloaded, tmp_path):
+def test_the_packages_of_a_space_are_its_own(hub, tmp_path):
+    call(NAME)
+    folder = tmp_path / "space"
+    download(hub, folder)
     code = "import stylenat_hub, studio; print(stylenat_hub.__file__); print(studio.__file__)"
     line = [sys.executable, "-c", code]
-    done = subprocess.run(line, cwd=downloaded, env=alone(hub, tmp_path), capture_output=True, text=True)
-    assert done.stdout.split() == [
-        str(downloaded / name / "__init__.py") for name in ("stylenat_hub", "studio")
-    ], done.stderr
+    done = subprocess.run(line, cwd=folder, env=alone(hub, tmp_path), capture_output=True, text=True)
+    expected = [str(folder / name / "__init__.py") for name in ("stylenat_hub", "studio")]
+    assert done.stdout.split() == expected, done.stderr
 
 
 @pytest.mark.slow
-def test_a_space_starts_from_what_was_deployed(hub, downloaded, tmp_path):
+def test_a_space_starts_from_what_was_deployed(hub, pipeline, tmp_path):
+    """As the Hub starts it: in the repository's folder, told where to listen, the preloaded files in its
+    cache. The Hub cannot be asked here, so that those must be all that is needed."""
     pytest.importorskip("gradio", reason="needs gradio: pip install -c constraints.txt -e '.[dev]'")
     from gradio_client import Client
 
+    push_pipeline(pipeline, "me/church", license="mit")
+    call(NAME, "--model", "me/church", "--preload")
+    download(hub, tmp_path / "space")
+    model, listed = card(hub)["preload_from_hub"][0].split(" ")
+    snapshot_download(model, allow_patterns=listed.split(","), cache_dir=tmp_path / "home" / "hub")
     port = free_port()
-    # As the Hub says where to listen.
     where = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port), "SYSTEM": "spaces"}
     environment = {**alone(hub, tmp_path), **where, "SPACE_ID": NAME}
     log = tmp_path / "log.txt"
     with log.open("w") as words:
         line = [sys.executable, "app.py"]
-        process = subprocess.Popen(line, cwd=downloaded, env=environment, stdout=words, stderr=words)
+        process = subprocess.Popen(line, cwd=tmp_path / "space", env=environment, stdout=words, stderr=words)
     try:
         _wait(f"http://127.0.0.1:{port}", process, log)
         client = Client(f"http://127.0.0.1:{port}", verbose=False, download_files=str(tmp_path / "got"))
-        pictures, _ = client.predict(seed=5, truncation=0.7, api_name="/generate")
-        expected = GANPipeline.from_pretrained("toy-church")([5], truncation_psi=0.7).images[0]
-        with PIL.Image.open(pictures[0]["image"]) as got:
-            assert np.array_equal(np.asarray(got), np.asarray(expected))
+        builtin = GANPipeline.from_pretrained("toy-church")
+        for options, expected in (({}, pipeline), ({"model": "toy-church"}, builtin)):
+            pictures, _ = client.predict(seed=5, truncation=1.0, **options, api_name="/generate")
+            with PIL.Image.open(pictures[0]["image"]) as got:
+                assert np.array_equal(np.asarray(got), np.asarray(expected([5]).images[0]))
     finally:
         process.terminate()
         process.wait(30)
