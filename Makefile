@@ -5,6 +5,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Processes that share the tests, a thread each; 0: none beside pytest's own, which a debugger needs.
+WORKERS ?= 2
+export OMP_NUM_THREADS ?= 1
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -33,7 +36,7 @@ demo: $(STAMP) ## draw pictures with the built-in model
 	@echo "authors' file, as the README says."
 
 test: $(STAMP) ## run the tests, without those marked slow or gpu
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 lint: $(STAMP) ## check the code's rules and formatting
 	$(BIN)/ruff check .
