@@ -74,13 +74,14 @@ DRAG = """async ([values, length]) => {
   }
   return { pictures, inputs: step, longest };
 }"""
-FULL = """async (patience) => {
+# From Random to the whole picture, whose file is named after its seed, as no preview is.
+FULL = r"""async (patience) => {
   const before = document.querySelector('#picture img').src, start = performance.now();
   document.querySelector('#dice').click();
-  let image;
-  do { await new Promise(requestAnimationFrame); image = document.querySelector('#picture img'); }
-  while (performance.now() - start < patience && (!image || image.src === before || !image.complete));
-  return image && image.src !== before ? performance.now() - start : null;
+  const there = (image) => image?.complete && image.src !== before && /seed\d{10}\.png$/.test(image.src);
+  while (performance.now() - start < patience && !there(document.querySelector('#picture img')))
+    await new Promise(requestAnimationFrame);
+  return there(document.querySelector('#picture img')) ? performance.now() - start : null;
 }"""
 
 
@@ -126,6 +127,7 @@ def sliding(address: str, previews: int, full: int) -> dict[str, Any]:
         visit.page.wait_for_timeout(1000)  # the page has come to rest
         following = visit.page.evaluate(PREVIEWS, [values, PATIENCE * 1000])
         hand = visit.page.evaluate(DRAG, [values, 100 * previews])
+        visit.page.wait_for_timeout(1000)
         whole = [visit.page.evaluate(FULL, PATIENCE * 1000) for _ in range(full)]
     return {
         "preview_seconds": spread([one and one / 1000 for one in following]),

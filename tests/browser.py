@@ -244,7 +244,7 @@ def resembles(painted: PIL.Image.Image, image: PIL.Image.Image) -> bool:
     """Is this picture what was painted, whatever its size on the page? The corners are round there."""
     shrunk = painted.resize(image.size, PIL.Image.Resampling.BOX)
     first, second = (np.asarray(i.convert("RGB"), dtype=float)[2:-2, 2:-2].ravel() for i in (shrunk, image))
-    return bool(second.std() > 8 and np.corrcoef(first, second)[0, 1] > 0.97)
+    return bool(min(first.std(), second.std()) > 8 and np.corrcoef(first, second)[0, 1] > 0.97)
 
 
 @contextlib.contextmanager
