@@ -128,7 +128,8 @@ def test_every_tensor_moved_as_recorded(network):
         if noise is None or original.endswith("qkv.bias"):
             continue  # the key part of that bias has no gradient: Adam moves it at random
         moved, wanted = ours[key] - before[key], after[key] - before[key]
-        assert (moved - wanted).norm() <= max(5 * noise[1], 2e-2) * wanted.norm(), original
+        rounding = 2 * torch.finfo(torch.float32).eps * before[key].abs().max()  # of the weights themselves
+        assert (moved - wanted).norm() <= max(5 * noise[1], 2e-2) * wanted.norm() + rounding, original
         compared += 1
     assert compared >= (40 if network == "d" else 100)
 

@@ -385,8 +385,7 @@ class Generator(ZooModel):
 
 @torch.no_grad()
 def mapped_seed(generator: Generator, latents: int, seed: int) -> Iterator[torch.Tensor]:
-    """The styles of so many latents of one seed, in batches [some, w_dim] of float64 on the CPU (not every
-    device computes in float64). Nothing is checked."""
+    """The styles of latents of one seed, in batches [some, w_dim] of float64 on the CPU: others lack it."""
     source = torch.Generator().manual_seed(seed)
     for start in range(0, latents, _MEAN_BATCH):
         z = torch.randn(min(_MEAN_BATCH, latents - start), generator.z_dim, generator=source)
