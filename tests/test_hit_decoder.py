@@ -165,9 +165,9 @@ def test_the_error_falls():
     vq, x = model().train(), torch.stack([torch.full((3, 32, 32), v) for v in (-0.8, -0.2, 0.3, 0.9)])
     x[:, 0, :16] *= -1
     vq.seed_codebook(x)
-    optimizer = torch.optim.Adam(vq.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(vq.parameters(), 1e-3)  # at three times that machines end far apart
     errors = []
-    for _ in range(40):
+    for _ in range(60):
         out = vq(x)
         error = (out.images - x).abs().mean()
         optimizer.zero_grad()
