@@ -24,6 +24,7 @@ from studio.engine import Engine  # noqa: E402
 from stylenat_hub import signals  # noqa: E402
 from stylenat_hub.errors import StyleNATHubError  # noqa: E402
 
+SESSIONS = 200  # that gradio remembers, at 0.4 MB each
 MAX_UPLOAD = "16mb"
 
 
@@ -86,6 +87,7 @@ def launch(demo: gr.Blocks, options: argparse.Namespace, **more: object) -> obje
         ssr_mode=False,
         share=False,
         enable_monitoring=False,
+        state_session_capacity=SESSIONS,
         **more,
     )
 

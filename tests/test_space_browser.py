@@ -178,6 +178,22 @@ def test_a_model_without_levels_is_welcome_in_every_tab(visit, hit):
         assert visit.page.locator(".toast-body").all_inner_texts() == [], tab
 
 
+def test_back_at_a_model_its_pictures_are_there(visit, tiny):
+    for model in (None, tiny, "toy-church"):
+        if model:
+            visit.open("Generate")
+            visit.choose_model(model)
+            visit.until(lambda model=model: f" {model} " in visit.page.inner_text("#note"), "a picture of it")
+        if model != tiny:
+            for tab, picture in (
+                ("Mix", "#mix-picture"),
+                ("Edit", "#edit-after"),
+                ("Travel", "#travel-keys"),
+            ):
+                visit.open(tab)
+                visit.until(lambda at=picture: visit.page.locator(f"{at} img").count(), f"pictures in {tab}")
+
+
 def test_two_visitors_do_not_meet(visit, address, chromium):
     with browser.visit(address, browser=chromium) as other:
         drawn(other, "Seed 0 ")

@@ -9,6 +9,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -336,6 +337,16 @@ def test_files_go_when_they_are_old_and_at_the_end():
     assert scratch.sweep() == 1 and not old.exists() and new.exists()
     scratch.close()
     assert not scratch.root.exists()
+
+
+@pytest.mark.parametrize(("variable", "lent"), [(None, False), ("0", False), ("true", True), ("1", True)])
+def test_only_where_a_gpu_is_lent_its_package_counts(monkeypatch, variable, lent):
+    """Hugging Face installs it everywhere."""
+    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=len))
+    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("SPACES_ZERO_GPU", variable)
+    assert (zero._lender() is len) == lent
 
 
 def test_what_draws_is_wrapped_where_a_gpu_is_lent(monkeypatch):

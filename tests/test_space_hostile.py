@@ -153,6 +153,17 @@ def test_files_of_the_machine_are_no_photos(served):
     assert alive(address)
 
 
+def test_nobody_gets_past_the_queue(served):
+    address, _ = served
+    data = json.dumps({"data": [0, 1, 0.7, 0, 0, "toy-church"]}).encode()
+    request = urllib.request.Request(
+        f"{address}/gradio_api/run/generate", data, {"Content-Type": "application/json"}
+    )
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(request, timeout=30)
+    assert alive(address)
+
+
 def test_nothing_is_fetched_for_a_visitor(served):
     asked = []
 

@@ -36,7 +36,7 @@ def build(engine: Engine) -> gr.Blocks:
                 event.success(**then)
         for fn, inputs, outputs in context.load:
             demo.load(told(fn), inputs, outputs, **PRIVATE)
-    return demo.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
+    return demo.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False)
 
 
 def _sentence(error: Exception) -> str:

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-KEEP = 3600.0  # seconds after which a visitor's files go
+KEEP = 2 * 3600.0  # seconds after which a visitor's files go; gradio, which remembers their names, goes first
 EVERY = 300.0
 
 

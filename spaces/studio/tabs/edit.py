@@ -91,8 +91,8 @@ def build(context: Context) -> None:
         classes = [*pieces.look(engine.pixelated(name)), "square"]
         return (
             gr.Slider(value=engine.default_truncation(name)),
-            gr.Image(None, elem_classes=classes),
-            gr.Image(None, elem_classes=classes),
+            gr.Image(elem_classes=classes),
+            gr.Image(elem_classes=classes),
             gr.Dropdown(_methods(engine, name), value="sefa"),
             gr.Dropdown(_levels(engine, name), value="all"),
             *(gr.Slider(value=0, visible=n < editing.count(engine, name)) for n in range(editing.COUNT)),

@@ -21,6 +21,7 @@ class Session:
 
     def __init__(self) -> None:
         self.asked: tuple[Any, ...] | None = None
+        self.turn = 0  # how many full pictures were begun
 
 
 def build(context: Context) -> None:
@@ -96,7 +97,7 @@ def build(context: Context) -> None:
     shown = [picture, gallery, note, download, code]
 
     def draw(state: Session, *values: Any, progress: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
-        state.asked = values
+        state.asked, state.turn = values, state.turn + 1
         drawn = engine.generate(*values, told=telling(progress))
         files = [str(file) for file in drawn.files]
         one = len(files) == 1
@@ -110,8 +111,8 @@ def build(context: Context) -> None:
         )
 
     def preview(state: Session, *values: Any) -> tuple[Any, Any]:
-        pictures = engine.preview(*values) if values != state.asked else []
-        if not pictures or values == state.asked:
+        turn, pictures = state.turn, engine.preview(*values) if values != state.asked else []
+        if not pictures or turn != state.turn:  # a full picture was begun meanwhile
             return gr.skip(), gr.skip()
         if values[2] == 1:
             return gr.Image(pictures[0], visible=True), gr.Gallery(visible=False)

@@ -86,7 +86,7 @@ def build(context: Context) -> None:
             gr.Markdown(_sentence(why_not), visible=bool(why_not)),
             gr.Column(visible=not why_not),
             gr.Slider(value=engine.default_truncation(name)),
-            *(gr.Image(None, elem_classes=classes) for _ in range(3)),
+            *(gr.Image(elem_classes=classes) for _ in range(3)),
             *(gr.Button(visible=group in there) for group in mixing.GROUPS),
             *_refitted(engine, name),
         )

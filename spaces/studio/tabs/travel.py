@@ -145,7 +145,7 @@ def build(context: Context) -> None:
         return (
             gr.Slider(value=engine.default_truncation(name)),
             gr.Dropdown(_kinds(engine, name), value=travel.kinds(engine, name)[0]),
-            gr.Gallery(None, elem_classes=classes),
+            gr.Gallery(elem_classes=classes),
             gr.Image(elem_classes=[*classes, "square"]),
         )
 
