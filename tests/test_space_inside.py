@@ -157,7 +157,7 @@ def test_a_preview_comes_at_once_or_not_at_all(engine, monkeypatch):
     arguments = ("toy-church", *LOOK.values())
     loaded = engine.use("toy-church")
     assert looking.preview(engine, *arguments).panels
-    monkeypatch.setattr(looking, "PREVIEW_PATIENCE", 0.05)
+    monkeypatch.setattr("studio.engine.PREVIEW_PATIENCE", 0.05)
     held, done = threading.Event(), threading.Event()
 
     def hold():

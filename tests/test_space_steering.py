@@ -179,7 +179,7 @@ def test_previews_are_the_pictures_where_those_are_quick(engine):
 def test_previews_give_way(engine, monkeypatch):
     """Without a model that is quick, loaded and free there is none, soon."""
     loaded = engine.use(TOY)
-    monkeypatch.setattr(steering, "PREVIEW_PATIENCE", 0.05)
+    monkeypatch.setattr("studio.engine.PREVIEW_PATIENCE", 0.05)
     assert list(previews(engine)) != [None, None]
     monkeypatch.setattr(loaded, "preview_px", None)
     assert list(previews(engine)) == [None, None]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,8 @@ import gradio as gr
 
 from studio.engine import Engine
 from stylenat_hub.errors import StyleNATHubError
+
+PRIVATE = {"api_visibility": "private"}  # for events that programs need not see
 
 
 @dataclass
@@ -50,6 +53,20 @@ def told(fn: Callable[..., Any]) -> Callable[..., Any]:
             raise gr.Error(
                 html.escape(f"{error}", quote=False), title="Not possible", print_exception=False
             ) from error
+
+    return call
+
+
+def told_along(fn: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """`told` for a callback that yields: errors come between two values."""
+    end = object()
+
+    @functools.wraps(fn)
+    def call(*arguments: Any, **options: Any) -> Iterator[Any]:
+        with contextlib.closing(fn(*arguments, **options)) as values:
+            take = told(functools.partial(next, values, end))
+            while (value := take()) is not end:
+                yield value
 
     return call
 

@@ -9,9 +9,9 @@ from typing import Any
 import PIL.Image
 
 from studio import checks, snippet, steering
-from studio.engine import Engine, Told
+from studio.engine import Engine, Told, nobody
 from studio.pool import Loaded
-from studio.steering import Steered, nobody
+from studio.steering import Steered
 from stylenat_hub.errors import InputError
 from stylenat_hub.latents.directions import Directions
 from stylenat_hub.latents.factorise import closed_form, principal
@@ -76,7 +76,7 @@ def preview(
 ) -> PIL.Image.Image | None:
     """The same, as large as can follow a slider; None if nothing can."""
     seed = steering.seed(seed)
-    with steering.quickly(engine, model) as loaded:
+    with engine.quickly(model) as loaded:
         if loaded is None:
             return None
         found = _directions(engine, loaded, model, method, where)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ PIXELATED = 64  # px up to which pictures are enlarged pixel by pixel
 
 def nobody(done: int, of: int, what: str) -> None:
     """For who does not want to be told of progress."""
+
+
+def has_preview(loaded: Loaded) -> bool:
+    """Does a picture of this model, be it an early one, follow a slider?"""
+    return loaded.preview_px is not None
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,20 @@ class Engine:
             loaded.kept[key] = self.compute(loaded, find_centers, count)
         return loaded.kept[key]
 
+    @contextlib.contextmanager
+    def quickly(self, model: Any, enough: Callable[[Loaded], bool] = has_preview) -> Iterator[Loaded | None]:
+        """The model, held for one preview; None where it is not loaded, busy or too slow to follow a slider.
+        enough: is it quick enough?"""
+        self.catalog.find(model)
+        loaded = self.pool.find(model)
+        if loaded is None or not enough(loaded) or not loaded.lock.acquire(timeout=PREVIEW_PATIENCE):
+            yield None
+            return
+        try:
+            yield loaded
+        finally:
+            loaded.lock.release()
+
     # -- what the tab Generate asks for
 
     def generate(
@@ -184,11 +204,9 @@ class Engine:
         """The first of the same pictures, as many and as large as can follow a slider; none if the model is
         not loaded, busy or slow."""
         seeds = checks.seed_range(seed, count)
-        self.catalog.find(model)
-        loaded = self.pool.find(model)
-        if loaded is None or loaded.preview_px is None or not loaded.lock.acquire(timeout=PREVIEW_PATIENCE):
-            return []
-        try:
+        with self.quickly(model) as loaded:
+            if loaded is None:
+                return []
             options = self.truncation(loaded, psi, cutoff, centers)
             end, pictures = time.perf_counter() + previews.BUDGET, []
             for one in seeds:
@@ -196,8 +214,6 @@ class Engine:
                 if time.perf_counter() > end:
                     break
             return pictures
-        finally:
-            loaded.lock.release()
 
     def pixelated(self, name: Any) -> bool:
         """Is this model so small that its pictures should be enlarged pixel by pixel?"""

@@ -12,7 +12,7 @@ import PIL.Image
 import PIL.ImageDraw
 
 from studio import checks
-from studio.engine import PREVIEW_PATIENCE, Engine, Told, nobody
+from studio.engine import Engine, Told, nobody
 from studio.pool import Loaded
 from stylenat_hub.errors import InputError
 from stylenat_hub.inside.maps import AttentionMaps, attention_maps
@@ -100,14 +100,8 @@ def look(
 
 def preview(engine: Engine, model: Any, *arguments: Any) -> Seen | None:
     """The same while a slider moves: nothing if the model is not loaded, busy, or too slow to follow."""
-    engine.catalog.find(model)
-    loaded = engine.pool.find(model)
-    if loaded is None or not quick(loaded) or not loaded.lock.acquire(timeout=PREVIEW_PATIENCE):
-        return None
-    try:
-        return look(engine, model, *arguments)
-    finally:
-        loaded.lock.release()
+    with engine.quickly(model, quick) as loaded:
+        return None if loaded is None else look(engine, model, *arguments)
 
 
 def quick(loaded: Loaded) -> bool:

@@ -9,9 +9,9 @@ from typing import Any
 import PIL.Image
 
 from studio import checks, snippet, steering
-from studio.engine import Engine, Told
+from studio.engine import Engine, Told, nobody
 from studio.pool import Loaded
-from studio.steering import Steered, nobody
+from studio.steering import Steered
 from stylenat_hub.errors import InputError
 from stylenat_hub.latents.levels import check_levels, level_sizes, name_of, styles_at
 from stylenat_hub.latents.mixing import cell_name
@@ -104,7 +104,7 @@ def preview(
 ) -> PIL.Image.Image | None:
     """The same, as large as can follow a slider; None if nothing can."""
     seeds = [steering.seed(first, "seed A"), steering.seed(second, "seed B")]
-    with steering.quickly(engine, model) as loaded:
+    with engine.quickly(model) as loaded:
         if loaded is None:
             return None
         shares, options = _shares(loaded, wanted), engine.truncation(loaded, psi)

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from studio.context import Context, telling, told
+from studio.context import PRIVATE, Context, telling, told
 from studio.engine import Engine
 from studio.tabs import about, edit, generate, inside, mix, project, travel
 from stylenat_hub.errors import StyleNATHubError
@@ -16,7 +16,6 @@ TITLE = "StyleNAT"
 SENTENCE = (
     "Pictures from transformer GANs. **Every picture here is generated: none shows a real person or place.**"
 )
-PRIVATE = {"api_visibility": "private"}
 WAITING = 64  # requests that may wait; further ones are told to come back
 AT_ONCE = 2
 

@@ -170,7 +170,7 @@ class Projector:
     def _search_by_name(
         self, name: str, goal: torch.Tensor, steps: int, space: str, starts: int
     ) -> Iterator[Step]:
-        """In another process, as `Engine._paint_by_name`."""
+        """In another process, as `Engine._compute_by_name`."""
         loaded = self.engine.pool.peek(name)
         if loaded is None:
             raise InputError(f"{name} was dropped from memory meanwhile; try again")
@@ -289,7 +289,7 @@ def code(model: str) -> str:
             "from stylenat_hub import GANPipeline",
             "from stylenat_hub.latents.styles import load_styles",
             "",
-            f"pipe = GANPipeline.from_pretrained({snippet._quoted(model)})",
+            f"pipe = GANPipeline.from_pretrained({snippet.quoted(model)})",
             'ws, about = load_styles("w.safetensors", pipe.generator)  # the file that you downloaded',
             'pipe.draw(ws)[0].save("projected.png")',
             "",

@@ -23,7 +23,7 @@ def drawing(
     lines = ["from stylenat_hub import GANPipeline"]
     if centers is not None:
         lines.append("from stylenat_hub.latents.clusters import style_centers")
-    lines += ["", f"pipe = GANPipeline.from_pretrained({_quoted(model)})"]
+    lines += ["", f"pipe = GANPipeline.from_pretrained({quoted(model)})"]
     if centers is not None:
         lines.append(f"centers = style_centers(pipe.generator, {centers})")
     return "\n".join(
@@ -45,13 +45,13 @@ def mixing(model: str, seeds: Sequence[int], psi: float, shares: Mapping[int, fl
             "from stylenat_hub.latents import styles_at",
             "from stylenat_hub.latents.paths import lerp",
             "",
-            f"pipe = GANPipeline.from_pretrained({_quoted(model)})",
+            f"pipe = GANPipeline.from_pretrained({quoted(model)})",
             f"a, b = pipe.styles({list(seeds)}, truncation_psi={psi!r}).cpu().split(1)",
             "mixed = a.clone()",
             f"for level, share in {dict(shares)}.items():  # px, and how much of it is b's",
             "    numbers = styles_at(pipe.generator, str(level))",
             "    mixed[:, numbers] = lerp(a[:, numbers], b[:, numbers], share)",
-            f"pipe.draw(mixed)[0].save({_quoted(name)})",
+            f"pipe.draw(mixed)[0].save({quoted(name)})",
             "",
         ]
     )
@@ -67,9 +67,9 @@ def travelling(
             "from stylenat_hub.latents import StylePath, draw_paths",
             "from stylenat_hub.video import write_video",
             "",
-            f"pipe = GANPipeline.from_pretrained({_quoted(model)})",
-            f"path = StylePath(pipe, {list(seeds)}, {frames}, {_quoted(kind)}, truncation_psi={psi!r})",
-            f"write_video(draw_paths(pipe, [path]), {_quoted(name)}, fps={fps})",
+            f"pipe = GANPipeline.from_pretrained({quoted(model)})",
+            f"path = StylePath(pipe, {list(seeds)}, {frames}, {quoted(kind)}, truncation_psi={psi!r})",
+            f"write_video(draw_paths(pipe, [path]), {quoted(name)}, fps={fps})",
             "",
         ]
     )
@@ -92,16 +92,16 @@ def editing(
             "from stylenat_hub import GANPipeline",
             f"from stylenat_hub.latents import {function}",
             "",
-            f"pipe = GANPipeline.from_pretrained({_quoted(model)})",
-            f"directions = {function}(pipe.generator, {count}, {_quoted(where)})",
+            f"pipe = GANPipeline.from_pretrained({quoted(model)})",
+            f"directions = {function}(pipe.generator, {count}, {quoted(where)})",
             f"edit = directions.edit({dict(moves)!r})  # in standard deviations",
             f"drawn = pipe([{seed}], truncation_psi={psi!r}, edit=edit)",
-            f"drawn.images[0].save({_quoted(name)})",
+            f"drawn.images[0].save({quoted(name)})",
             "",
         ]
     )
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
     """As a Python literal in double quotes."""
     return repr(name) if '"' in name or "\\" in name or not name.isprintable() else f'"{name}"'

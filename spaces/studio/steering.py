@@ -1,9 +1,8 @@
-"""What the tabs Mix, Travel and Edit share: previews that give way, and pictures as labelled files."""
+"""What the tabs Mix, Travel and Edit share: pictures as labelled files, and what a visitor asks for."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import PIL.Image
 
 from studio import checks
-from studio.engine import PREVIEW_PATIENCE, Engine, picture_of
+from studio.engine import Engine, picture_of
 from studio.pool import Loaded
 from stylenat_hub.cli_models import software
 from stylenat_hub.errors import InputError, shown
@@ -31,10 +30,6 @@ class Steered:
     seconds: float
 
 
-def nobody(done: int, of: int, what: str) -> None:
-    """For who does not want to be told of progress."""
-
-
 def seed(value: Any, what: str = "the seed") -> int:
     """A visitor's seed. Raises `InputError`."""
     return checks.whole(what, value, 0, MAX_SEED)
@@ -52,20 +47,6 @@ def source(engine: Engine, model: Any, number: Any, psi: Any) -> PIL.Image.Image
     number = seed(number)
     loaded = engine.use(model)
     return engine.compute(loaded, picture_of, number, engine.truncation(loaded, psi))
-
-
-@contextlib.contextmanager
-def quickly(engine: Engine, model: Any) -> Iterator[Loaded | None]:
-    """The model, held for one preview; None where it is not loaded, busy or too slow to follow a slider."""
-    engine.catalog.find(model)
-    loaded = engine.pool.find(model)
-    if loaded is None or loaded.preview_px is None or not loaded.lock.acquire(timeout=PREVIEW_PATIENCE):
-        yield None
-        return
-    try:
-        yield loaded
-    finally:
-        loaded.lock.release()
 
 
 def save(

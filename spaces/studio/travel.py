@@ -13,9 +13,8 @@ import PIL.Image
 import torch
 
 from studio import checks, snippet, steering
-from studio.engine import Engine, Told, picture_of
+from studio.engine import Engine, Told, nobody, picture_of
 from studio.pool import Loaded
-from studio.steering import nobody
 from stylenat_hub import video
 from stylenat_hub.cli_models import software
 from stylenat_hub.errors import InputError, shown

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stylenat_hub.layers.logits import Compared
+from stylenat_hub.layers.partitions import AttentionSite
 from stylenat_hub.layers.position import sine_positions
 from stylenat_hub.layers.resample import upsample_tokens
 from stylenat_hub.layers.style import AdaIN
@@ -159,3 +160,19 @@ class ToRGB(nn.Module):
         """[B, L, C] on a grid of `size` -> [B, 3, size, size]."""
         rgb = F.linear(x, self.conv.weight.flatten(1), self.conv.bias)  # a 1 x 1 convolution, in token layout
         return rgb.transpose(1, 2).unflatten(2, (size, size)) + self.bias
+
+
+def style_layers(levels: Iterable[nn.Module]) -> list[tuple[int, torch.Tensor]]:
+    """The weights [2C, w_dim] that read styles in `levels` of such blocks, each with its style's number: one
+    style per block. See `Generator.style_layers`."""
+    blocks = [block for level in levels for block in level.blocks]
+    return [(i, norm.style.weight) for i, b in enumerate(blocks) for norm in (b.norm1, b.norm2)]
+
+
+def attention_sites(levels: Iterable[nn.Module]) -> list[AttentionSite]:
+    """Every attention in `levels` of such blocks. See `Generator.attention_sites`."""
+    return [
+        AttentionSite(level.size, number + 1, block.attn, block.attn.partitions(level.size))
+        for level in levels
+        for number, block in enumerate(level.blocks)
+    ]

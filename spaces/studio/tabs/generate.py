@@ -7,27 +7,16 @@ from typing import Any
 import gradio as gr
 
 from studio import checks
-from studio.context import Context, telling, told
-from stylenat_hub.pipeline import MAX_SEED
+from studio.context import PRIVATE, Context, telling, told
+from studio.tabs.pieces import RANDOM, Session, look
 
 NAME = "Generate"
-PRIVATE = {"api_visibility": "private"}
-RANDOM = f"() => Math.floor(Math.random() * {MAX_SEED + 1})"
-
-
-class Session:
-    """What one visitor sees. asked: the settings of the newest full picture, so that a preview of the same,
-    which may arrive later, does not replace it."""
-
-    def __init__(self) -> None:
-        self.asked: tuple[Any, ...] | None = None
-        self.turn = 0  # how many full pictures were begun
 
 
 def build(context: Context) -> None:
     engine, session = context.engine, gr.State(Session())
     psi = engine.default_truncation(context.start)
-    classes = _classes(engine.pixelated(context.start))
+    classes = look(engine.pixelated(context.start))
     with gr.Row(elem_id="generate-row"):
         with gr.Column(scale=1, min_width=320):
             picture = gr.Image(
@@ -120,7 +109,7 @@ def build(context: Context) -> None:
         return gr.Image(visible=False), gr.Gallery(_captioned(pictures, seeds), visible=True)
 
     def refit(name: str) -> tuple[Any, ...]:
-        classes = _classes(engine.pixelated(name))
+        classes = look(engine.pixelated(name))
         return (
             gr.Slider(value=engine.default_truncation(name)),
             gr.Slider(value=0, maximum=_styles(engine, name)),
@@ -172,10 +161,6 @@ def _endpoint(context: Context) -> None:
 
     # Without gradio's own conversion, whose errors quote what was sent: the engine checks everything.
     trigger.click(told(generate), inputs, outputs, api_name="generate", preprocess=False)
-
-
-def _classes(pixelated: bool) -> list[str]:
-    return ["frame", "pixelated"] if pixelated else ["frame"]
 
 
 def _columns(count: int) -> int:

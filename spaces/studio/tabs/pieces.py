@@ -1,4 +1,4 @@
-"""What the tabs Mix, Travel and Edit are made of: pictures, seeds, and when they draw."""
+"""What the tabs are made of: pictures, seeds, and when they draw."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 import gradio as gr
 
 from studio import checks
-from studio.context import Context, told
+from studio.context import PRIVATE, Context, told
 from stylenat_hub.errors import StyleNATHubError
 from stylenat_hub.pipeline import MAX_SEED
 
-PRIVATE = {"api_visibility": "private"}
 RANDOM = f"() => Math.floor(Math.random() * {MAX_SEED + 1})"
 # The last input of an event becomes the name of the tab that is open.
 _OPEN = (

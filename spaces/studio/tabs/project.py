@@ -11,8 +11,9 @@ from typing import Any
 import gradio as gr
 
 from studio import projecting
-from studio.context import Context, told
+from studio.context import Context, told, told_along
 from studio.projecting import Found, Projector
+from studio.tabs.pieces import look
 from stylenat_hub.errors import InputError
 
 NAME = "Project"
@@ -119,7 +120,7 @@ def build(context: Context) -> None:
     # queued, because errors of others are errors in the browser's console, too
     at_once = {"concurrency_id": "ticket", "concurrency_limit": 8, "show_progress": "hidden"}
     begun = start.click(told(begin), [photo], [ticket, cancel, start], **at_once, **PRIVATE)
-    running = begun.success(told_each(run), values, shown, show_progress_on=note, **TURN, **PRIVATE)
+    running = begun.success(told_along(run), values, shown, show_progress_on=note, **TURN, **PRIVATE)
     running.then(ended, None, [cancel, start], queue=False, **PRIVATE)
     cancel.click(projector.call_off, ticket, None, queue=False, **PRIVATE)
     context.on_model(refit, [kind, *shown])
@@ -171,22 +172,6 @@ async def _moved(move: Callable[[Any], Awaitable[str | None]], place: Any) -> st
     return await move(place)
 
 
-def told_each(fn: Any) -> Any:
-    """`told` for a callback that yields."""
-
-    def call(*arguments: Any) -> Iterator[Any]:
-        with_end = object()
-        steps = fn(*arguments)
-        following = told(lambda: next(steps, with_end))
-        try:
-            while (value := following()) is not with_end:
-                yield value
-        finally:
-            steps.close()
-
-    return call
-
-
 def _outputs(found: Found) -> tuple[Any, ...]:
     pictures = found.target, found.picture
     if not found.done:
@@ -206,4 +191,4 @@ def _kinds(projector: Projector, name: str) -> dict[str, Any]:
 
 
 def _classes(context: Context, name: str) -> list[str]:
-    return ["frame", "square", *(["pixelated"] if context.engine.pixelated(name) else [])]
+    return [*look(context.engine.pixelated(name)), "square"]

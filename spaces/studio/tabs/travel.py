@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,9 +9,9 @@ from typing import Any
 import gradio as gr
 
 from studio import travel
-from studio.context import Context, telling, told
+from studio.context import PRIVATE, Context, telling, told, told_along
 from studio.tabs import pieces
-from studio.tabs.pieces import PRIVATE, Session
+from studio.tabs.pieces import Session
 from stylenat_hub.errors import StyleNATHubError
 from stylenat_hub.pipeline import MAX_SEED
 
@@ -150,7 +148,7 @@ def build(context: Context) -> None:
         )
 
     making = start.click(
-        _told_along(make), [session, *settings], shown, show_progress_on=video, **QUEUE, **PRIVATE
+        told_along(make), [session, *settings], shown, show_progress_on=video, **QUEUE, **PRIVATE
     )
     stop.click(_stopped, None, [note, stop], cancels=[making], **PRIVATE)
     keying = {
@@ -168,19 +166,6 @@ def build(context: Context) -> None:
 
 def _stopped() -> tuple[str, Any]:
     return "Stopped.", gr.Button(interactive=False)
-
-
-def _told_along(fn: Any) -> Any:
-    """`told` for a callback that yields: errors come between two values."""
-
-    @functools.wraps(fn)
-    def call(*arguments: Any, **options: Any) -> Iterator[Any]:
-        with contextlib.closing(fn(*arguments, **options)) as values:
-            take = told(functools.partial(next, values, None))
-            while (value := take()) is not None:
-                yield value
-
-    return call
 
 
 def _keyed(values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -18,7 +18,16 @@ from stylenat_hub.attention.geometry import axis_neighbors
 from stylenat_hub.layers.partitions import AttentionSite, Partition, everything, partition
 from stylenat_hub.layers.resample import upsample_fir
 from stylenat_hub.layers.style import MappingNetwork
-from stylenat_hub.layers.transformer import Attention, Block, ToRGB, Upsample, bias_table, relative_bias
+from stylenat_hub.layers.transformer import (
+    Attention,
+    Block,
+    ToRGB,
+    Upsample,
+    attention_sites,
+    bias_table,
+    relative_bias,
+    style_layers,
+)
 from stylenat_hub.models.base import Generator
 from stylenat_hub.models.stylenat.config import StyleNATConfig, partition_heads
 
@@ -117,15 +126,10 @@ class StyleNATGenerator(Generator):
         return tuple(level.size for level in self.levels for _ in level.blocks)
 
     def style_layers(self) -> list[tuple[int, torch.Tensor]]:
-        blocks = [block for level in self.levels for block in level.blocks]
-        return [(i, norm.style.weight) for i, b in enumerate(blocks) for norm in (b.norm1, b.norm2)]
+        return style_layers(self.levels)
 
     def attention_sites(self) -> list[AttentionSite]:
-        return [
-            AttentionSite(level.size, number + 1, block.attn, block.attn.partitions(level.size))
-            for level in self.levels
-            for number, block in enumerate(level.blocks)
-        ]
+        return attention_sites(self.levels)
 
     def level_rows(self) -> list[dict[str, Any]]:
         config = self.typed_config
